@@ -1,0 +1,419 @@
+//! The command line. Doc comments here are the help texts, completions and man pages.
+
+use std::path::PathBuf;
+
+use aim_train::config::{ConfigBuilder, ConfigError, Resolved};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+const SPEC: &str = "\
+Data sources (SPEC):
+  imagefolder:DIR      a folder of images; folders in it are classes
+  wds:PATTERN          WebDataset tar shards, such as wds:shards/train-{000000..000007}.tar
+  idx:IMAGES[,LABELS]  IDX files as MNIST's, gzipped or not
+  synthetic[:OPTIONS]  made up pictures, for tests
+  PATH                 whichever of these is there";
+
+const EXIT: &str = "\
+Exit status: 0 done, 1 failed, 2 wrong usage, 75 stopped by a signal (run the same command to resume).";
+
+/// Pre-train AIM image models by next-patch prediction, probe them and use them.
+#[derive(Debug, Parser)]
+#[command(name = "aim-cli", version, max_term_width = 100, after_help = EXIT)]
+#[command(arg_required_else_help = true)]
+pub(crate) struct Cli {
+    /// Print nothing but warnings, errors and the results asked for
+    #[arg(short, long, global = true)]
+    pub(crate) quiet: bool,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Pack the example images, pre-train, probe and report: the whole thing in one command
+    Quickstart(Quickstart),
+    /// Pre-train a model; the same command resumes an interrupted run
+    Pretrain(Pretrain),
+    /// Measure frozen features with classifiers on top
+    Probe(Probe),
+    /// Write the features of images to a file
+    Features(Features),
+    /// Show what the model predicts: image, visible prefix and predicted patches as a PNG
+    Reconstruct(Reconstruct),
+    /// Write a run as one self-contained HTML file
+    Report(Report),
+    /// Parameters, arithmetic and memory of a configuration, without running it
+    Plan(Plan),
+    /// List the named sizes
+    Presets(Json),
+    /// Show configurations
+    #[command(subcommand)]
+    Config(Config),
+    /// Look at data
+    #[command(subcommand)]
+    Data(Data),
+    /// Describe this machine as far as it matters here
+    Doctor(Json),
+    /// Print a completion script for a shell
+    Completions(Completions),
+    /// Print the manual page, or write one page per command
+    Man(Man),
+}
+
+/// Where a configuration comes from: defaults < preset < file < --set and flags.
+#[derive(Args, Clone, Debug, Default)]
+#[command(next_help_heading = "Configuration")]
+pub(crate) struct ConfigArgs {
+    /// Start from a named size (see `aim-cli presets`)
+    #[arg(long, value_name = "NAME")]
+    pub(crate) preset: Option<String>,
+    /// Read values from a TOML file, such as another run's config.toml
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// Set one value, such as train.lr=5e-4; may be repeated
+    #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
+    pub(crate) set: Vec<String>,
+    /// Training data, SPEC or SPEC@WEIGHT; may be repeated to mix sources
+    #[arg(long = "data", value_name = "SPEC")]
+    pub(crate) data: Vec<String>,
+    /// Validation data
+    #[arg(long, value_name = "SPEC")]
+    pub(crate) val: Option<String>,
+    /// Optimizer steps (train.steps)
+    #[arg(long, value_name = "N")]
+    pub(crate) steps: Option<u32>,
+    /// Seed of everything random (train.seed)
+    #[arg(long, value_name = "N")]
+    pub(crate) seed: Option<u32>,
+    /// Arithmetic, fp32 or bf16 (train.precision)
+    #[arg(long, value_name = "NAME")]
+    pub(crate) precision: Option<String>,
+}
+
+impl ConfigArgs {
+    /// The layers merged and checked.
+    pub(crate) fn resolve(&self) -> Result<Resolved, ConfigError> {
+        self.layers(ConfigBuilder::new())?.build()
+    }
+
+    /// Adds what was given to `builder`.
+    pub(crate) fn layers(&self, mut builder: ConfigBuilder) -> Result<ConfigBuilder, ConfigError> {
+        if let Some(name) = &self.preset {
+            builder = builder.preset(name)?;
+        }
+        if let Some(path) = &self.config {
+            builder = builder.file(path)?;
+        }
+        for text in &self.set {
+            builder = builder.set(text)?;
+        }
+        if !self.data.is_empty() {
+            builder = builder.flag("--data", "data.train", self.data.clone())?;
+        }
+        if let Some(spec) = &self.val {
+            builder = builder.flag("--val", "data.val", spec.as_str())?;
+        }
+        if let Some(steps) = self.steps {
+            builder = builder.flag("--steps", "train.steps", i64::from(steps))?;
+        }
+        if let Some(seed) = self.seed {
+            builder = builder.flag("--seed", "train.seed", i64::from(seed))?;
+        }
+        if let Some(name) = &self.precision {
+            builder = builder.flag("--precision", "train.precision", name.as_str())?;
+        }
+        Ok(builder)
+    }
+}
+
+/// Where to compute.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Device {
+    Auto,
+    Cpu,
+    Cuda(u32),
+}
+
+fn parse_device(text: &str) -> Result<Device, String> {
+    match text {
+        "auto" => Ok(Device::Auto),
+        "cpu" => Ok(Device::Cpu),
+        "cuda" => Ok(Device::Cuda(0)),
+        _ => text
+            .strip_prefix("cuda:")
+            .and_then(|index| index.parse().ok())
+            .map(Device::Cuda)
+            .ok_or_else(|| "expected auto, cpu, cuda or cuda:N".to_owned()),
+    }
+}
+
+#[derive(Args, Clone, Copy, Debug)]
+pub(crate) struct DeviceArgs {
+    /// Where to compute: auto, cpu, cuda or cuda:N
+    #[arg(long, value_name = "DEVICE", default_value = "auto", value_parser = parse_device)]
+    pub(crate) device: Device,
+}
+
+/// Where a run starts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Resume {
+    /// From the newest checkpoint of the run that verifies, if there is one.
+    Auto,
+    /// From the beginning; a run that has checkpoints is refused.
+    Never,
+    /// From this checkpoint.
+    From(PathBuf),
+}
+
+fn parse_resume(text: &str) -> Result<Resume, String> {
+    Ok(match text {
+        "auto" => Resume::Auto,
+        "never" => Resume::Never,
+        path => Resume::From(path.into()),
+    })
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = SPEC)]
+pub(crate) struct Pretrain {
+    #[command(flatten)]
+    pub(crate) config: ConfigArgs,
+    /// Directory of the run: configuration, metrics, checkpoints
+    #[arg(long, value_name = "RUN")]
+    pub(crate) out: PathBuf,
+    /// auto: from the newest good checkpoint in RUN; never; or a checkpoint's directory
+    #[arg(long, value_name = "WHAT", default_value = "auto", value_parser = parse_resume)]
+    pub(crate) resume: Resume,
+    #[command(flatten)]
+    pub(crate) device: DeviceArgs,
+    /// Print a summary as JSON on standard output when done
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Classifiers on frozen features.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
+pub(crate) enum ProbeKind {
+    /// Attention pooling with a learned query, then a linear layer (the paper's)
+    Attentive,
+    /// A linear layer on mean-pooled features
+    Linear,
+    /// k nearest neighbours by cosine similarity of mean-pooled features
+    Knn,
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = SPEC)]
+pub(crate) struct Probe {
+    /// Run, checkpoint directory or model.safetensors
+    #[arg(long, value_name = "PATH")]
+    pub(crate) checkpoint: PathBuf,
+    /// Labelled images to train the classifier on
+    #[arg(long, value_name = "SPEC")]
+    pub(crate) train: String,
+    /// Labelled images to measure on
+    #[arg(long, value_name = "SPEC")]
+    pub(crate) val: String,
+    /// Which classifier; may be repeated
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "attentive")]
+    pub(crate) kind: Vec<ProbeKind>,
+    /// Blocks whose outputs are averaged: last:N or a list such as 3,4,5
+    #[arg(long, value_name = "LAYERS", default_value = "last:6")]
+    pub(crate) layers: String,
+    /// Passes over the training images
+    #[arg(long, value_name = "N")]
+    pub(crate) epochs: Option<u32>,
+    /// Repeat the classifier's training with this many seeds
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100))]
+    pub(crate) seeds: u32,
+    /// Also probe the same model with random weights
+    #[arg(long)]
+    pub(crate) untrained: bool,
+    /// Directory for results.json and the trained head
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: PathBuf,
+    #[command(flatten)]
+    pub(crate) device: DeviceArgs,
+    /// Print the results as JSON instead of a table
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// What becomes of an image's tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Pool {
+    /// Keep every token: [images, tokens, dim]
+    None,
+    /// Their mean: [images, dim]
+    Mean,
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = SPEC)]
+pub(crate) struct Features {
+    /// Run, checkpoint directory or model.safetensors
+    #[arg(long, value_name = "PATH")]
+    pub(crate) checkpoint: PathBuf,
+    /// Images, in order
+    #[arg(long, value_name = "SPEC")]
+    pub(crate) data: String,
+    /// File to write, .safetensors (a tensor block_N per layer) or .npy (one layer)
+    #[arg(long, value_name = "FILE")]
+    pub(crate) out: PathBuf,
+    /// Blocks to write: last:N or a list such as 3,4,5
+    #[arg(long, value_name = "LAYERS", default_value = "last:1")]
+    pub(crate) layers: String,
+    /// What becomes of an image's tokens
+    #[arg(long, value_enum, default_value = "mean")]
+    pub(crate) pool: Pool,
+    /// Images per forward pass
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=65536))]
+    pub(crate) batch_size: u32,
+    #[command(flatten)]
+    pub(crate) device: DeviceArgs,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Reconstruct {
+    /// Run or checkpoint directory
+    #[arg(long, value_name = "PATH")]
+    pub(crate) checkpoint: PathBuf,
+    /// Pictures to predict
+    #[arg(required = true, value_name = "IMAGE")]
+    pub(crate) images: Vec<PathBuf>,
+    /// Patches that the model sees; half of them when not given
+    #[arg(long, value_name = "N")]
+    pub(crate) prefix: Option<usize>,
+    /// PNG to write: per row an image, its visible prefix and the prediction
+    #[arg(long, value_name = "FILE")]
+    pub(crate) out: PathBuf,
+    #[command(flatten)]
+    pub(crate) device: DeviceArgs,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Report {
+    /// Directory of the run
+    #[arg(value_name = "RUN")]
+    pub(crate) run: PathBuf,
+    /// HTML file to write; RUN/report.html when not given
+    #[arg(long, value_name = "FILE")]
+    pub(crate) out: Option<PathBuf>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Plan {
+    #[command(flatten)]
+    pub(crate) config: ConfigArgs,
+    /// Print JSON instead of a table
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Json {
+    /// Print JSON instead of a table
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Config {
+    /// Print every value and where it came from, as TOML that --config reads
+    Show(ConfigShow),
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct ConfigShow {
+    #[command(flatten)]
+    pub(crate) config: ConfigArgs,
+    /// Print JSON instead of TOML
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Data {
+    /// Decode every image and list the ones that fail
+    #[command(after_help = SPEC)]
+    Check(DataCheck),
+    /// Sizes, formats, classes, and the mean and standard deviation of pixels
+    #[command(after_help = SPEC)]
+    Stats(DataCheck),
+    /// Write images as WebDataset tar shards
+    #[command(after_help = SPEC)]
+    Pack(DataPack),
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct DataCheck {
+    /// Images to look at
+    #[arg(value_name = "SPEC")]
+    pub(crate) data: String,
+    /// Look at no more than this many
+    #[arg(long, value_name = "N")]
+    pub(crate) limit: Option<u64>,
+    /// Print JSON instead of a table
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct DataPack {
+    /// Images to pack
+    #[arg(value_name = "SPEC")]
+    pub(crate) data: String,
+    /// Directory for the shards
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: PathBuf,
+    /// Shards are named NAME-000000.tar and on
+    #[arg(long, value_name = "NAME", default_value = "shard")]
+    pub(crate) name: String,
+    /// Images in one shard
+    #[arg(long, value_name = "N", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) shard_size: u32,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Completions {
+    /// Which shell
+    pub(crate) shell: clap_complete::Shell,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Man {
+    /// Directory for a page per command; without it the main page is printed
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: Option<PathBuf>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Quickstart {
+    /// Directory for everything it makes
+    #[arg(long, value_name = "DIR", default_value = "quickstart")]
+    pub(crate) out: PathBuf,
+    /// All 60,000 Fashion-MNIST images instead of the 12,000 that come along; up to an hour
+    #[arg(long)]
+    pub(crate) full: bool,
+    /// Folder of the IDX files; found by itself when not given
+    #[arg(long, value_name = "DIR")]
+    pub(crate) data: Option<PathBuf>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_tree_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn devices() {
+        assert_eq!(parse_device("cuda:3"), Ok(Device::Cuda(3)));
+        assert!(parse_device("cuda:").is_err());
+        assert!(parse_device("gpu").is_err());
+    }
+}

@@ -1,0 +1,47 @@
+//! One file per command, thin over the library crates.
+
+mod completions;
+mod config;
+mod doctor;
+mod man;
+mod presets;
+mod report;
+
+use anyhow::Result;
+
+use crate::args::{Cli, Command};
+
+/// How a command that did not fail ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// Everything was done.
+    Done,
+    /// A signal stopped it, and the same command resumes.
+    Stopped,
+}
+
+/// The command line asks for something that cannot be; exit status 2.
+#[derive(Debug)]
+pub(crate) struct Usage(pub(crate) String);
+
+impl std::fmt::Display for Usage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Usage {}
+
+/// Runs the command that was asked for.
+pub(crate) fn run(cli: Cli) -> Result<Outcome> {
+    let done = |()| Outcome::Done;
+    match cli.command {
+        Command::Report(args) => report::run(&args, cli.quiet).map(done),
+        Command::Presets(args) => presets::run(&args).map(done),
+        Command::Config(args) => config::run(&args).map(done),
+        Command::Doctor(args) => doctor::run(&args).map(done),
+        Command::Completions(args) => completions::run(&args).map(done),
+        Command::Man(args) => man::run(&args, cli.quiet).map(done),
+        _ => anyhow::bail!("not wired yet"),
+    }
+}

@@ -1,0 +1,136 @@
+//! Resampling, and the evaluation transform [`ResizeCenterCrop`].
+
+use fast_image_resize as fir;
+use fast_image_resize::images::{CroppedImage, Image as FirImage, ImageRef};
+use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions};
+
+use super::CropBox;
+use crate::error::{Error, Result};
+use crate::image::Image;
+
+/// Resize so that the centre crop of the output's size is `crop_ratio` of the resized image's
+/// shorter side, then crop it: 224 pixels are cut from 256 with the usual 0.875.
+///
+/// An image that has the output's size already is taken as it is, so that small images (28 x 28,
+/// 32 x 32) are validated on whole and unchanged.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct ResizeCenterCrop {
+    /// Output side over resized side, above 0 and at most 1.
+    pub crop_ratio: f64,
+}
+
+impl Default for ResizeCenterCrop {
+    fn default() -> Self {
+        Self { crop_ratio: 0.875 }
+    }
+}
+
+impl ResizeCenterCrop {
+    pub(super) fn validate(&self) -> Result<()> {
+        if self.crop_ratio >= 0.1 && self.crop_ratio <= 1.0 {
+            return Ok(());
+        }
+        Err(Error::Config(format!("crop ratio {}: expected 0.1 to 1", self.crop_ratio)))
+    }
+
+    /// What to resample for an output of `out_height` x `out_width`.
+    pub(super) fn region(&self, width: u32, height: u32, out_height: u32, out_width: u32) -> Region {
+        if (width, height) == (out_width, out_height) {
+            return Region::Crop(CropBox { left: 0, top: 0, width, height });
+        }
+        let enlarged = |side: u32| (f64::from(side) / self.crop_ratio).ceil() as u64;
+        let (need_width, need_height) = (enlarged(out_width), enlarged(out_height));
+        let (wide, high) = (u64::from(width), u64::from(height));
+        // The side that needs the larger factor gets its size exactly, the other one is cut down
+        // to whole pixels as torchvision's Resize does.
+        let (resized_width, resized_height) = if need_width * high >= need_height * wide {
+            (need_width, (need_width * high / wide).max(need_height))
+        } else {
+            ((need_height * wide / high).max(need_width), need_height)
+        };
+        // CenterCrop takes halves to the even neighbour, as Python's round.
+        let margin = |resized: u64, out: u32| {
+            ((resized - u64::from(out)) as f64 / 2.0).round_ties_even()
+        };
+        let scale_x = f64::from(width) / resized_width as f64;
+        let scale_y = f64::from(height) / resized_height as f64;
+        Region::Window {
+            left: margin(resized_width, out_width) * scale_x,
+            top: margin(resized_height, out_height) * scale_y,
+            width: f64::from(out_width) * scale_x,
+            height: f64::from(out_height) * scale_y,
+        }
+    }
+}
+
+/// What part of an image becomes the output.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum Region {
+    /// A box of whole pixels, cut out before resampling.
+    Crop(CropBox),
+    /// A window on the whole image: pixels around it take part in filtering at its edges. It gives
+    /// what resizing the whole image and then cropping gives, without computing what is cut off.
+    Window { left: f64, top: f64, width: f64, height: f64 },
+}
+
+/// The antialiased bicubic filter (a = -1/2) of PIL.
+pub(crate) struct Resizer {
+    inner: fir::Resizer,
+    options: ResizeOptions,
+}
+
+impl Resizer {
+    pub(crate) fn new() -> Self {
+        let filter = ResizeAlg::Convolution(FilterType::CatmullRom);
+        let options = ResizeOptions::new().resize_alg(filter).use_alpha(false);
+        Self { inner: fir::Resizer::new(), options }
+    }
+
+    /// Resamples a region to `width` x `height` pixels of the image's channels.
+    pub(crate) fn resize(
+        &mut self,
+        image: &Image,
+        region: &Region,
+        width: u32,
+        height: u32,
+        out: &mut [u8],
+    ) -> Result<()> {
+        let whole = CropBox { left: 0, top: 0, width: image.width(), height: image.height() };
+        if *region == Region::Crop(whole) && (whole.width, whole.height) == (width, height) {
+            out.copy_from_slice(image.pixels());
+            return Ok(());
+        }
+        self.resample(image, region, width, height, out)
+            .map_err(|reason| Error::Config(format!("cannot resize {whole:?}: {reason}")))
+    }
+
+    fn resample(
+        &mut self,
+        image: &Image,
+        region: &Region,
+        width: u32,
+        height: u32,
+        out: &mut [u8],
+    ) -> Result<(), String> {
+        let kind = if image.channels() == 3 { PixelType::U8x3 } else { PixelType::U8 };
+        let source = ImageRef::new(image.width(), image.height(), image.pixels(), kind)
+            .map_err(|error| error.to_string())?;
+        let mut target = FirImage::from_slice_u8(width, height, out, kind)
+            .map_err(|error| error.to_string())?;
+        let resized = match *region {
+            Region::Crop(CropBox { left, top, width, height }) => {
+                let crop = CroppedImage::new(&source, left, top, width, height)
+                    .map_err(|error| error.to_string())?;
+                self.inner.resize(&crop, &mut target, &self.options)
+            }
+            Region::Window { left, top, width, height } => {
+                // Rounding must not carry the window past the last pixel.
+                let width = width.min(f64::from(image.width()) - left);
+                let height = height.min(f64::from(image.height()) - top);
+                let options = self.options.crop(left, top, width, height);
+                self.inner.resize(&source, &mut target, &options)
+            }
+        };
+        resized.map_err(|error| error.to_string())
+    }
+}

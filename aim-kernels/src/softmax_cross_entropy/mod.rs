@@ -1,0 +1,21 @@
+//! Cross-entropy of class labels under a softmax.
+//!
+//! `loss[r] = -sum over c of t[c] log softmax(logits[r])[c]` with `t = (1 - s) onehot(label[r]) + s / classes` and the
+//! label smoothing `s`.
+//!
+//! - logits, dlogits: `[rows, classes]`; loss: `[rows]`
+//! - labels: i32 `[rows]`, each below `classes`; a negative one is ignored: no loss, no gradient
+//! - backward: `dlogits = scale * (softmax - t)`, where the loss of a step is `scale * sum(loss)`
+
+pub mod cpu;
+
+/// Shape of a cross-entropy's work.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct SoftmaxCrossEntropy {
+    /// Rows of logits, one label each.
+    pub rows: usize,
+    /// Values in a row.
+    pub classes: usize,
+    /// Share of the target spread evenly over all classes; 0 for plain labels.
+    pub label_smoothing: f32,
+}

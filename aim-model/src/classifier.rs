@@ -1,0 +1,235 @@
+//! Classifiers on frozen features: ml-aim's attentive probe and a linear probe.
+//!
+//! ```text
+//! attentive   f = batch_norm(features over batch and tokens)        no affine, eps 1e-6
+//!             k = f Wk^T,  v = f Wv^T                               no bias
+//!             z = softmax(q k^T / sqrt(head_dim)) v                 q learned (cls_token), heads as in the trunk
+//!             logits = z W^T                                        no bias
+//! linear      f = batch_norm(mean over tokens of features),  logits = f W^T + b
+//! ```
+//!
+//! Names of the attentive probe are ml-aim's `head.*`, so that it loads there.
+
+use std::sync::Arc;
+
+use aim_tensor::{DType, ParamId, ParamLayout, ParamSpec, Parameters, Philox, PlanOptions, Session, Tape, Var};
+
+use crate::error::ModelError;
+use crate::trunk::{bind, spec};
+
+/// Added to the variance in the probes' batch norm (ml-aim).
+const BATCH_NORM_EPS: f32 = 1e-6;
+/// Share of the batch's statistics in the running ones (ml-aim, PyTorch's default).
+const BATCH_NORM_MOMENTUM: f32 = 0.1;
+
+/// Which classifier.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProbeKind {
+    /// Learned attention over tokens.
+    Attentive,
+    /// Mean over tokens and one linear layer.
+    Linear,
+}
+
+/// Sizes of a classifier.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ProbeConfig {
+    /// Which classifier.
+    pub kind: ProbeKind,
+    /// Width of the features.
+    pub dim: usize,
+    /// Attention heads, as many as the trunk has.
+    pub heads: usize,
+    /// Classes.
+    pub classes: usize,
+}
+
+/// A classifier's parameters in a layout.
+#[derive(Clone, Debug)]
+pub struct Probe {
+    config: ProbeConfig,
+    layout: Arc<ParamLayout>,
+    running: (ParamId, ParamId),
+    linear: (ParamId, Option<ParamId>),
+    attention: Option<Attention>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Attention {
+    queries: ParamId,
+    key: ParamId,
+    value: ParamId,
+}
+
+impl Probe {
+    /// Describes a classifier.
+    ///
+    /// # Errors
+    /// When a size is zero or the heads do not divide the width.
+    pub fn new(config: ProbeConfig) -> Result<Self, ModelError> {
+        let ProbeConfig { kind, dim, heads, classes } = config;
+        if classes == 0 || dim == 0 || heads == 0 || !dim.is_multiple_of(heads) {
+            return Err(ModelError::BadConfig {
+                key: "num_classes",
+                value: classes.to_string(),
+                expected: format!("at least one class, and {heads} heads that divide the width {dim}"),
+            });
+        }
+        let layout = Arc::new(ParamLayout::new(Self::specs(config))?);
+        let running =
+            (bind(&layout, "head.bn.running_mean", [dim])?, bind(&layout, "head.bn.running_var", [dim])?);
+        let weight = bind(&layout, "head.linear.weight", [classes, dim])?;
+        let (attention, bias) = match kind {
+            ProbeKind::Attentive => {
+                let queries = bind(&layout, "head.cls_token", [dim])?;
+                let key = bind(&layout, "head.k.weight", [dim, dim])?;
+                let value = bind(&layout, "head.v.weight", [dim, dim])?;
+                (Some(Attention { queries, key, value }), None)
+            }
+            ProbeKind::Linear => (None, Some(bind(&layout, "head.linear.bias", [classes])?)),
+        };
+        Ok(Self { config, layout, running, linear: (weight, bias), attention })
+    }
+
+    /// Describes a classifier's parameters; the batch norm's running statistics are frozen ones.
+    pub fn specs(config: ProbeConfig) -> Vec<ParamSpec> {
+        let ProbeConfig { kind, dim, classes, .. } = config;
+        let mut specs = vec![
+            spec("head.bn.running_mean".into(), [dim], false, false),
+            spec("head.bn.running_var".into(), [dim], false, false),
+            spec("head.linear.weight".into(), [classes, dim], true, true),
+        ];
+        match kind {
+            ProbeKind::Attentive => {
+                specs.push(spec("head.cls_token".into(), [1, 1, dim], false, true));
+                specs.push(spec("head.k.weight".into(), [dim, dim], true, true));
+                specs.push(spec("head.v.weight".into(), [dim, dim], true, true));
+            }
+            ProbeKind::Linear => specs.push(spec("head.linear.bias".into(), [classes], false, true)),
+        }
+        specs
+    }
+
+    /// Sizes.
+    pub fn config(&self) -> ProbeConfig {
+        self.config
+    }
+
+    /// The classifier's parameters.
+    pub fn layout(&self) -> &Arc<ParamLayout> {
+        &self.layout
+    }
+
+    /// Fresh parameters: the query normal with standard deviation 0.02, matrices uniform in +-1/sqrt(inputs)
+    /// (PyTorch's default, which ml-aim keeps), running variance 1.
+    ///
+    /// # Errors
+    /// When memory is short.
+    pub fn init(&self, seed: u64) -> Result<Parameters, ModelError> {
+        let mut params = Parameters::new(self.layout.clone())?;
+        params.value_mut(self.running.1).fill(1.0);
+        let bound = 1.0 / (self.config.dim as f32).sqrt();
+        let uniform = [Some(self.linear.0), self.linear.1]
+            .into_iter()
+            .flatten()
+            .chain(self.attention.iter().flat_map(|a| [a.key, a.value]));
+        for id in uniform {
+            let random = Philox::new(seed, &self.layout.get(id).spec.name);
+            random.fill_uniform(bound, params.value_mut(id));
+        }
+        if let Some(attention) = self.attention {
+            Philox::new(seed, "head.cls_token").fill_normal(0.02, params.value_mut(attention.queries));
+        }
+        Ok(params)
+    }
+
+    /// Records the classifier on features `[batch, tokens, dim]`; returns the batch norm's output and the logits
+    /// `[batch, classes]`. In training the batch norm uses the batch's own statistics.
+    fn record(&self, tape: &mut Tape, features: Var, training: bool) -> Result<(Var, Var), ModelError> {
+        let running = (!training).then_some(self.running);
+        match self.attention {
+            Some(Attention { queries, key, value }) => {
+                let normed = tape.batch_norm(features, running, BATCH_NORM_EPS)?;
+                let k = tape.linear(normed, key, None, None)?;
+                let v = tape.linear(normed, value, None, None)?;
+                let pooled = tape.attention_pool(queries, k, v, self.config.heads)?;
+                Ok((normed, tape.linear(pooled, self.linear.0, None, None)?))
+            }
+            None => {
+                let pooled = tape.mean_pool(features)?;
+                let normed = tape.batch_norm(pooled, running, BATCH_NORM_EPS)?;
+                Ok((normed, tape.linear(normed, self.linear.0, self.linear.1, None)?))
+            }
+        }
+    }
+}
+
+/// A classifier on batches of one size.
+pub struct ProbeStep {
+    session: Session,
+    probe: Probe,
+    features: Var,
+    labels: Var,
+    normed: Var,
+    logits: Var,
+    loss: Var,
+    rows: usize,
+}
+
+impl ProbeStep {
+    /// Plans the classifier for features `[batch, tokens, dim]`.
+    ///
+    /// # Errors
+    /// When memory is short, or training is asked for on a single row.
+    pub fn new(probe: &Probe, batch: usize, tokens: usize, training: bool) -> Result<Self, ModelError> {
+        let mut tape = Tape::new(probe.layout.clone());
+        let features = tape.input([batch, tokens, probe.config.dim], DType::F32);
+        let labels = tape.input([batch], DType::I32);
+        let (normed, logits) = probe.record(&mut tape, features, training)?;
+        tape.output(logits);
+        let loss = tape.cross_entropy(logits, labels)?;
+        tape.set_loss(loss);
+        let rows = tape.shape(normed).rows();
+        let session = Session::new(tape, PlanOptions { backward: training, ..Default::default() })?;
+        Ok(Self { session, probe: probe.clone(), features, labels, normed, logits, loss, rows })
+    }
+
+    /// Runs the classifier; returns the sum of the losses of images whose label is not negative.
+    ///
+    /// # Errors
+    /// When sizes differ from the plan's or a label is not below the number of classes.
+    pub fn forward(&mut self, params: &Parameters, features: &[f32], labels: &[i32]) -> Result<f64, ModelError> {
+        self.session.write_f32(self.features, features)?;
+        self.session.write_i32(self.labels, labels)?;
+        self.session.forward(params)?;
+        Ok(self.session.read(self.loss)?.iter().map(|&loss| f64::from(loss)).sum())
+    }
+
+    /// Adds gradients of `scale` times the summed loss, and moves the running statistics towards the batch's.
+    ///
+    /// # Errors
+    /// When the step was not planned for training.
+    pub fn backward(&mut self, params: &mut Parameters, scale: f32) -> Result<(), ModelError> {
+        self.session.backward(params, scale)?;
+        let (mean, rstd) = self.session.batch_statistics(self.normed)?;
+        // Running variance is the unbiased one (PyTorch).
+        let unbiased = self.rows as f32 / (self.rows as f32 - 1.0).max(1.0);
+        let (keep, take) = (1.0 - BATCH_NORM_MOMENTUM, BATCH_NORM_MOMENTUM);
+        for (running, mean) in params.value_mut(self.probe.running.0).iter_mut().zip(mean) {
+            *running = keep * *running + take * mean;
+        }
+        for (running, rstd) in params.value_mut(self.probe.running.1).iter_mut().zip(rstd) {
+            let variance = (1.0 / (rstd * rstd) - BATCH_NORM_EPS).max(0.0);
+            *running = keep * *running + take * unbiased * variance;
+        }
+        Ok(())
+    }
+
+    /// Logits `[batch, classes]` of the last run.
+    ///
+    /// # Errors
+    /// None after a run.
+    pub fn logits(&self) -> Result<&[f32], ModelError> {
+        Ok(self.session.read(self.logits)?)
+    }
+}

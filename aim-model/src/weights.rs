@@ -1,0 +1,194 @@
+//! Weights in and out under ml-aim's names.
+
+use std::path::Path;
+
+use aim_tensor::io::safetensors::{SafeTensors, TensorRef};
+use aim_tensor::{ParamLayout, Parameters};
+use serde::{Deserialize, Serialize};
+
+use crate::config::{AimConfig, ImageSize};
+use crate::error::ModelError;
+
+/// `config.json` as ml-aim reads it: it passes every key to its constructor, so only its own keys may stand there.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MlAimConfig {
+    /// Image size in pixels.
+    pub img_size: ImageSize,
+    /// Side of a patch in pixels.
+    pub patch_size: usize,
+    /// Width of the trunk.
+    pub embed_dim: usize,
+    /// Transformer blocks.
+    pub num_blocks: usize,
+    /// Attention heads.
+    pub num_heads: usize,
+    /// Hidden width of an MLP over its input width; left out when it is ml-aim's default of 4.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mlp_ratio: Option<f64>,
+    /// Blocks whose outputs the probe averages.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub probe_layers: Option<Vec<usize>>,
+    /// Classes of the probe.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub num_classes: Option<usize>,
+    /// Colour channels; 3.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub num_channels: Option<usize>,
+}
+
+impl MlAimConfig {
+    /// ml-aim's part of a configuration.
+    pub fn of(config: &AimConfig) -> Self {
+        Self {
+            img_size: config.img_size,
+            patch_size: config.patch_size,
+            embed_dim: config.embed_dim,
+            num_blocks: config.num_blocks,
+            num_heads: config.num_heads,
+            mlp_ratio: (config.mlp_ratio != 4).then_some(config.mlp_ratio as f64),
+            probe_layers: None,
+            num_classes: None,
+            num_channels: None,
+        }
+    }
+
+    /// The configuration of a trunk, with ml-aim's eps and the paper's head.
+    ///
+    /// # Errors
+    /// [`ModelError::BadConfig`].
+    pub fn to_config(&self) -> Result<AimConfig, ModelError> {
+        let ratio = self.mlp_ratio.unwrap_or(4.0);
+        if ratio.fract() != 0.0 || !(1.0..=64.0).contains(&ratio) {
+            return Err(ModelError::BadConfig {
+                key: "mlp_ratio",
+                value: ratio.to_string(),
+                expected: "a whole number from 1 to 64".into(),
+            });
+        }
+        if let Some(channels) = self.num_channels.filter(|&n| n != 3) {
+            let (key, value) = ("num_channels", channels.to_string());
+            return Err(ModelError::BadConfig { key, value, expected: "3".into() });
+        }
+        let config = AimConfig {
+            img_size: self.img_size,
+            patch_size: self.patch_size,
+            embed_dim: self.embed_dim,
+            num_blocks: self.num_blocks,
+            num_heads: self.num_heads,
+            mlp_ratio: ratio as usize,
+            ..AimConfig::default()
+        };
+        config.validate()?;
+        Ok(config)
+    }
+}
+
+/// Reads the model's configuration beside its weights: `aim.json` if we wrote it, else ml-aim's `config.json`.
+///
+/// # Errors
+/// When neither can be read, or what they say cannot work.
+pub fn read_config(dir: &Path) -> Result<AimConfig, ModelError> {
+    let ours = dir.join("aim.json");
+    let config: AimConfig = if ours.is_file() {
+        #[derive(Deserialize)]
+        struct Ours {
+            model: AimConfig,
+        }
+        read_json::<Ours>(&ours)?.model
+    } else {
+        read_json::<MlAimConfig>(&dir.join("config.json"))?.to_config()?
+    };
+    config.validate()?;
+    Ok(config)
+}
+
+/// Reads ml-aim's `config.json`.
+///
+/// # Errors
+/// When it cannot be read or holds other keys.
+pub fn read_ml_aim_config(dir: &Path) -> Result<MlAimConfig, ModelError> {
+    read_json(&dir.join("config.json"))
+}
+
+/// Largest configuration file that is read.
+const MAX_JSON_BYTES: u64 = 1 << 20;
+
+fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, ModelError> {
+    let bad = |reason: String| ModelError::BadFile { path: path.to_owned(), reason };
+    let len = std::fs::metadata(path).map_err(|e| bad(e.to_string()))?.len();
+    if len > MAX_JSON_BYTES {
+        return Err(bad(format!("expected at most {MAX_JSON_BYTES} bytes, found {len}")));
+    }
+    let text = std::fs::read_to_string(path).map_err(|e| bad(e.to_string()))?;
+    serde_json::from_str(&text).map_err(|e| bad(e.to_string()))
+}
+
+/// Fills every parameter from a file, converting to f32. Tensors that the layout lacks are left alone; their names
+/// are returned.
+///
+/// # Errors
+/// When a parameter is missing in the file, or has another shape or a type that is no float.
+pub fn load(params: &mut Parameters, file: &SafeTensors, path: &Path) -> Result<Vec<String>, ModelError> {
+    let layout = params.layout().clone();
+    for param in layout.iter() {
+        let Some(id) = layout.id(&param.spec.name) else { continue };
+        let name = &param.spec.name;
+        let wrong = |found: String| ModelError::BadWeight {
+            path: path.to_owned(),
+            name: name.clone(),
+            expected: param.spec.shape.to_string(),
+            found,
+        };
+        if !file.contains(name) {
+            return Err(wrong("no such tensor".into()));
+        }
+        let view = file.tensor(name).map_err(aim_tensor::TensorError::from)?;
+        if view.shape != param.spec.shape.dims() {
+            return Err(wrong(format!("{:?}", view.shape)));
+        }
+        view.copy_to_f32(params.value_mut(id)).map_err(aim_tensor::TensorError::from)?;
+    }
+    Ok(file.names().filter(|name| layout.id(name).is_none()).map(str::to_owned).collect())
+}
+
+/// All parameters as tensors to write, by name.
+pub fn tensors(params: &Parameters) -> Vec<TensorRef<'_>> {
+    refs(params.layout(), params.values())
+}
+
+/// Values laid out like the parameters, such as an optimizer's moments, as tensors to write. Parameters beyond the
+/// end of `values` (frozen ones) are left out.
+pub fn refs<'a>(layout: &'a ParamLayout, values: &'a [f32]) -> Vec<TensorRef<'a>> {
+    layout
+        .iter()
+        .filter(|p| p.range.end <= values.len())
+        .map(|p| TensorRef::f32(&p.spec.name, p.spec.shape.dims(), &values[p.range.clone()]))
+        .collect()
+}
+
+/// Fills values laid out like the parameters from a file; see [`refs`].
+///
+/// # Errors
+/// As [`load`].
+pub fn load_like(
+    layout: &ParamLayout,
+    values: &mut [f32],
+    file: &SafeTensors,
+    path: &Path,
+) -> Result<(), ModelError> {
+    let len = values.len();
+    for param in layout.iter().filter(|p| p.range.end <= len) {
+        let view = file.tensor(&param.spec.name).map_err(aim_tensor::TensorError::from)?;
+        if view.shape != param.spec.shape.dims() {
+            return Err(ModelError::BadWeight {
+                path: path.to_owned(),
+                name: param.spec.name.clone(),
+                expected: param.spec.shape.to_string(),
+                found: format!("{:?}", view.shape),
+            });
+        }
+        view.copy_to_f32(&mut values[param.range.clone()]).map_err(aim_tensor::TensorError::from)?;
+    }
+    Ok(())
+}

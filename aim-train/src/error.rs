@@ -1,0 +1,179 @@
+//! What can go wrong while training, and what to do about it.
+
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// An error of this crate.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TrainError {
+    /// The operating system refused a file operation.
+    #[error("cannot {op} {}: {source}{}", path.display(), advice(source))]
+    Io {
+        /// What was tried: "create", "write", "sync", "rename", ...
+        op: &'static str,
+        /// The file or directory.
+        path: PathBuf,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// The disk, or the user's share of it, is full.
+    #[error(
+        "cannot {op} {}: the disk is full{}. Nothing already saved was touched: free some space, or \
+         lower `checkpoint.keep`, or choose another output directory, and run the same command again",
+        path.display(),
+        free_bytes.map(|free| format!(" ({free} bytes free)")).unwrap_or_default()
+    )]
+    DiskFull {
+        /// What was tried.
+        op: &'static str,
+        /// The file or directory.
+        path: PathBuf,
+        /// Free bytes on that file system when it happened, where it says.
+        free_bytes: Option<u64>,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// A JSON file does not say what it should.
+    #[error("{}: {reason}", path.display())]
+    Json {
+        /// The file.
+        path: PathBuf,
+        /// Line, column and what was expected there.
+        reason: String,
+    },
+    /// Another trainer holds the run directory.
+    #[error(
+        "{} is in use by {holder}: wait until it ends or stop it, or choose another output directory",
+        path.display()
+    )]
+    Locked {
+        /// The run directory.
+        path: PathBuf,
+        /// Process and host, as the lock file tells.
+        holder: String,
+    },
+    /// The loss or the gradient norm is not a finite number. The update was not applied.
+    #[error(
+        "{what} is {value} at step {step}: stopped before the update, so the parameters are those of \
+         step {}. Look at the data of this step, lower `train.lr`, or resume from an older checkpoint",
+        step.saturating_sub(1)
+    )]
+    NonFinite {
+        /// The step, counted from 1, whose update was not applied.
+        step: u64,
+        /// "the loss" or "the gradient norm".
+        what: &'static str,
+        /// What it was.
+        value: f64,
+    },
+    /// The configuration differs from the one that the checkpoint was trained with.
+    #[error(
+        "the configuration differs from that of {}:{}\nuse the checkpoint's values, or start a new run \
+         in another directory",
+        checkpoint.display(),
+        differences.iter().map(|each| format!("\n  {each}")).collect::<String>()
+    )]
+    ResumeMismatch {
+        /// The checkpoint.
+        checkpoint: PathBuf,
+        /// Every key that differs.
+        differences: Vec<Difference>,
+    },
+    /// A checkpoint is incomplete or damaged.
+    #[error("checkpoint {}: {file}: {reason}", path.display())]
+    Checkpoint {
+        /// The checkpoint's directory.
+        path: PathBuf,
+        /// The file in it.
+        file: String,
+        /// What was expected and what was found.
+        reason: String,
+    },
+    /// A tensor file could not be laid out or read.
+    #[error(transparent)]
+    TensorFile(#[from] aim_tensor::io::IoError),
+}
+
+/// One configuration key with two values.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Difference {
+    /// The key, as `section.key`.
+    pub key: String,
+    /// The checkpoint's value.
+    pub saved: String,
+    /// The value asked for now.
+    pub current: String,
+}
+
+impl fmt::Display for Difference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {} in the checkpoint, {} now", self.key, self.saved, self.current)
+    }
+}
+
+impl TrainError {
+    /// An error of the operating system, with its operation and path; a full disk is told apart.
+    pub(crate) fn io(op: &'static str, path: &Path, source: io::Error) -> Self {
+        let path = path.to_path_buf();
+        match source.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                let free_bytes = free_bytes(&path);
+                Self::DiskFull { op, path, free_bytes, source }
+            }
+            _ => Self::Io { op, path, source },
+        }
+    }
+}
+
+/// Free bytes for this user on the file system of `path`, or of its parent if it does not exist.
+fn free_bytes(path: &Path) -> Option<u64> {
+    let stat = rustix::fs::statvfs(path).or_else(|error| match path.parent() {
+        Some(parent) => rustix::fs::statvfs(parent),
+        None => Err(error),
+    });
+    stat.ok().map(|stat| stat.f_bavail.saturating_mul(stat.f_frsize))
+}
+
+/// What to try, for the failures that users meet.
+fn advice(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => ": check who owns it and its permissions",
+        io::ErrorKind::ReadOnlyFilesystem => ": choose an output directory that can be written",
+        io::ErrorKind::NotADirectory => ": a file is in the way of a directory",
+        _ => "",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_say_what_to_try() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("model.safetensors");
+        let full = TrainError::io("write", &path, io::ErrorKind::StorageFull.into()).to_string();
+        assert!(full.contains("model.safetensors: the disk is full ("), "{full}");
+        assert!(full.contains("bytes free") && full.contains("checkpoint.keep"), "{full}");
+        let denied = TrainError::io("create", &path, io::ErrorKind::PermissionDenied.into());
+        assert!(denied.to_string().ends_with("check who owns it and its permissions"), "{denied}");
+
+        let nan = TrainError::NonFinite { step: 17, what: "the loss", value: f64::NAN }.to_string();
+        assert!(
+            nan.starts_with("the loss is NaN at step 17") && nan.contains("of step 16"),
+            "{nan}"
+        );
+
+        let difference =
+            Difference { key: "model.patch_size".into(), saved: "14".into(), current: "7".into() };
+        let checkpoint = PathBuf::from("run/checkpoints/step-00000010");
+        let mismatch = TrainError::ResumeMismatch { checkpoint, differences: vec![difference] };
+        let mismatch = mismatch.to_string();
+        assert!(
+            mismatch.contains("\n  model.patch_size: 14 in the checkpoint, 7 now\n"),
+            "{mismatch}"
+        );
+    }
+}
