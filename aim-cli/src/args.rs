@@ -5,13 +5,10 @@ use std::path::PathBuf;
 use aim_train::config::{ConfigBuilder, ConfigError, Resolved};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-const SPEC: &str = "\
-Data sources (SPEC):
-  imagefolder:DIR      a folder of images; folders in it are classes
-  wds:PATTERN          WebDataset tar shards, such as wds:shards/train-{000000..000007}.tar
-  idx:IMAGES[,LABELS]  IDX files as MNIST's, gzipped or not
-  synthetic[:OPTIONS]  made up pictures, for tests
-  PATH                 whichever of these is there";
+/// The forms of a data specification, for the end of a help text.
+fn spec_help() -> String {
+    format!("Data (SPEC), {}", aim_data::spec::SPEC_FORMS)
+}
 
 const EXIT: &str = "\
 Exit status: 0 done, 1 failed, 2 wrong usage, 75 stopped by a signal (run the same command to resume).";
@@ -174,7 +171,7 @@ fn parse_resume(text: &str) -> Result<Resume, String> {
 }
 
 #[derive(Args, Debug)]
-#[command(after_help = SPEC)]
+#[command(after_help = spec_help())]
 pub(crate) struct Pretrain {
     #[command(flatten)]
     pub(crate) config: ConfigArgs,
@@ -203,7 +200,7 @@ pub(crate) enum ProbeKind {
 }
 
 #[derive(Args, Debug)]
-#[command(after_help = SPEC)]
+#[command(after_help = spec_help())]
 pub(crate) struct Probe {
     /// Run, checkpoint directory or model.safetensors
     #[arg(long, value_name = "PATH")]
@@ -249,7 +246,7 @@ pub(crate) enum Pool {
 }
 
 #[derive(Args, Debug)]
-#[command(after_help = SPEC)]
+#[command(after_help = spec_help())]
 pub(crate) struct Features {
     /// Run, checkpoint directory or model.safetensors
     #[arg(long, value_name = "PATH")]
@@ -335,24 +332,24 @@ pub(crate) struct ConfigShow {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Data {
     /// Decode every image and list the ones that fail
-    #[command(after_help = SPEC)]
-    Check(DataCheck),
+    #[command(after_help = spec_help())]
+    Check(DataScan),
     /// Sizes, formats, classes, and the mean and standard deviation of pixels
-    #[command(after_help = SPEC)]
-    Stats(DataCheck),
+    #[command(after_help = spec_help())]
+    Stats(DataScan),
     /// Write images as WebDataset tar shards
-    #[command(after_help = SPEC)]
+    #[command(after_help = spec_help())]
     Pack(DataPack),
 }
 
 #[derive(Args, Debug)]
-pub(crate) struct DataCheck {
+pub(crate) struct DataScan {
     /// Images to look at
     #[arg(value_name = "SPEC")]
     pub(crate) data: String,
-    /// Look at no more than this many
-    #[arg(long, value_name = "N")]
-    pub(crate) limit: Option<u64>,
+    /// Decoding threads; 0 takes one per core
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) workers: usize,
     /// Print JSON instead of a table
     #[arg(long)]
     pub(crate) json: bool,
@@ -367,11 +364,14 @@ pub(crate) struct DataPack {
     #[arg(long, value_name = "DIR")]
     pub(crate) out: PathBuf,
     /// Shards are named NAME-000000.tar and on
-    #[arg(long, value_name = "NAME", default_value = "shard")]
+    #[arg(long, value_name = "NAME", default_value = "train")]
     pub(crate) name: String,
     /// Images in one shard
     #[arg(long, value_name = "N", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) shard_size: u32,
+    /// Print a summary as JSON on standard output
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Args, Debug)]

@@ -31,7 +31,11 @@ fn main() -> ExitCode {
         Err(error) => {
             // Not eprintln: it panics when standard error is closed.
             let _ = writeln!(std::io::stderr(), "error: {error:#}");
-            ExitCode::from(if error.is::<ConfigError>() || error.is::<cmd::Usage>() { 2 } else { 1 })
+            ExitCode::from(if error.is::<ConfigError>() || error.is::<cmd::Usage>() {
+                2
+            } else {
+                1
+            })
         }
     }
 }

@@ -3,7 +3,7 @@
 //! Images are u8 `[height, width, 3]`; patches count row by row from the top left. Predictions are
 //! f32 `[patches, patch_size * patch_size * 3]` with the channel fastest, as the objective has them.
 
-use image::{Rgb, RgbImage};
+use image::{Rgba, RgbaImage};
 
 /// Sizes that all images of a picture share.
 #[derive(Clone, Copy, Debug)]
@@ -38,7 +38,8 @@ pub(crate) struct Row<'a> {
     pub(crate) prediction: &'a [u8],
 }
 
-const BACKGROUND: Rgb<u8> = Rgb([255; 3]);
+/// Transparent, so that it suits light and dark pages.
+const BACKGROUND: Rgba<u8> = Rgba([0; 4]);
 const HIDDEN: [u8; 3] = [150; 3];
 /// Cells are enlarged by whole numbers until they are at least this wide.
 const CELL: usize = 160;
@@ -105,7 +106,7 @@ pub(crate) fn prediction_pixels(
 
 /// The picture: one row per image; columns are image, prefix with the rest grey, and prefix with
 /// predictions. `None` when a buffer is not `[height, width, 3]`.
-pub(crate) fn compose(layout: Layout, rows: &[Row<'_>]) -> Option<RgbImage> {
+pub(crate) fn compose(layout: Layout, rows: &[Row<'_>]) -> Option<RgbaImage> {
     if rows.iter().any(|r| r.image.len() != layout.len() || r.prediction.len() != layout.len()) {
         return None;
     }
@@ -113,15 +114,16 @@ pub(crate) fn compose(layout: Layout, rows: &[Row<'_>]) -> Option<RgbImage> {
     let (cell_width, cell_height) = (layout.width * zoom, layout.height * zoom);
     let total = |cells: usize, size: usize| u32::try_from(cells * (size + GAP) + GAP).ok();
     let (width, height) = (total(3, cell_width)?, total(rows.len(), cell_height)?);
-    let mut picture = RgbImage::from_pixel(width, height, BACKGROUND);
+    let mut picture = RgbaImage::from_pixel(width, height, BACKGROUND);
     for (index, row) in rows.iter().enumerate() {
         let top = GAP + index * (cell_height + GAP);
         for column in 0..3 {
             let left = GAP + column * (cell_width + GAP);
             for y in 0..cell_height {
                 for x in 0..cell_width {
-                    let pixel = cell_pixel(layout, row, column, y / zoom, x / zoom);
-                    picture.put_pixel((left + x) as u32, (top + y) as u32, Rgb(pixel));
+                    let [r, g, b] = cell_pixel(layout, row, column, y / zoom, x / zoom);
+                    let color = Rgba([r, g, b, 255]);
+                    picture.put_pixel((left + x) as u32, (top + y) as u32, color);
                 }
             }
         }
@@ -195,11 +197,15 @@ mod tests {
         assert_eq!(picture.height() as usize, 2 * 4 * zoom + 3 * GAP);
         let pixel = |column: usize, y: usize, x: usize| {
             let left = GAP + column * (6 * zoom + GAP) + x * zoom;
-            picture.get_pixel(left as u32, (GAP + y * zoom) as u32).0
+            let [r, g, b, _] = picture.get_pixel(left as u32, (GAP + y * zoom) as u32).0;
+            [r, g, b]
         };
         let truth = |y: usize, x: usize| [0, 1, 2].map(|c| image[(y * 6 + x) * 3 + c]);
         // Patch 3 (row 1, column 0) is the last of the prefix, patch 4 the first predicted.
-        assert_eq!([pixel(0, 2, 2), pixel(1, 2, 1), pixel(2, 2, 1)], [truth(2, 2), truth(2, 1), truth(2, 1)]);
+        assert_eq!(
+            [pixel(0, 2, 2), pixel(1, 2, 1), pixel(2, 2, 1)],
+            [truth(2, 2), truth(2, 1), truth(2, 1)]
+        );
         assert_eq!([pixel(1, 2, 2), pixel(2, 2, 2)], [HIDDEN, [7; 3]]);
     }
 

@@ -77,7 +77,8 @@ impl Progress {
             }
             let done = position.saturating_sub(first);
             if self.total > position && done > 0 {
-                let left = self.start.elapsed().mul_f64((self.total - position) as f64 / done as f64);
+                let left =
+                    self.start.elapsed().mul_f64((self.total - position) as f64 / done as f64);
                 line.push_str(&format!("  eta {}", clock(left)));
             }
             eprint_line(&line);

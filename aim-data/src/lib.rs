@@ -47,3 +47,4 @@ pub mod spec;
 pub mod stats;
 
 pub use error::{Defect, DefectKind, Error, Result};
+pub use scan::{OnProgress, Progress, ScanOptions};

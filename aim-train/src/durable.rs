@@ -151,13 +151,22 @@ pub fn create_dir(dir: &Path) -> Result<(), TrainError> {
     }
 }
 
-/// Removes a directory and what is in it.
+/// Removes a directory and what is in it, one entry after the other.
 ///
 /// # Errors
 /// [`TrainError::Io`].
 pub fn remove_dir_all(dir: &Path) -> Result<(), TrainError> {
-    fault::point("remove", dir);
-    fs::remove_dir_all(dir).map_err(|source| TrainError::io("remove", dir, source))
+    let io = |source| TrainError::io("remove", dir, source);
+    for entry in fs::read_dir(dir).map_err(io)? {
+        let path = entry.map_err(io)?.path();
+        fault::point("remove", &path);
+        // A link is removed, not followed.
+        let is_dir = path.symlink_metadata().map_err(io)?.is_dir();
+        let removed = if is_dir { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+        removed.map_err(|source| TrainError::io("remove", &path, source))?;
+    }
+    fault::point("remove directory", dir);
+    fs::remove_dir(dir).map_err(io)
 }
 
 /// Replaces a file, or creates it: whoever looks sees the old content or the new, also after a

@@ -91,6 +91,52 @@ pub enum TrainError {
         /// What was expected and what was found.
         reason: String,
     },
+    /// A new run was asked for in a directory that has one.
+    #[error("{} exists: resume it with --resume auto, or choose another output directory", path.display())]
+    RunExists {
+        /// A checkpoint of the run.
+        path: PathBuf,
+    },
+    /// No training data was named.
+    #[error("no training data: expected --data SPEC or data.train in the configuration")]
+    NoData,
+    /// An image without a label where one is needed.
+    #[error("{location}: no label; a probe needs class folders, .cls members or an IDX label file")]
+    NoLabel {
+        /// Where the image lies.
+        location: String,
+    },
+    /// Fewer images than a computation needs.
+    #[error("expected at least {expected} images, found {found}")]
+    TooFewImages {
+        /// Images there are.
+        found: usize,
+        /// Images needed.
+        expected: usize,
+    },
+    /// Something that this build or device cannot do.
+    #[error("{what} is not available: {instead}")]
+    Unsupported {
+        /// What was asked for.
+        what: &'static str,
+        /// What to do instead.
+        instead: &'static str,
+    },
+    /// Something in the program contradicts itself.
+    #[error("internal error: {0}; please report it")]
+    Internal(&'static str),
+    /// The configuration cannot work.
+    #[error(transparent)]
+    Config(#[from] crate::config::ConfigError),
+    /// The data cannot be read.
+    #[error(transparent)]
+    Data(#[from] aim_data::Error),
+    /// The model cannot be built.
+    #[error(transparent)]
+    Model(#[from] aim_model::ModelError),
+    /// A tensor operation failed.
+    #[error(transparent)]
+    Tensor(#[from] aim_tensor::TensorError),
     /// A tensor file could not be laid out or read.
     #[error(transparent)]
     TensorFile(#[from] aim_tensor::io::IoError),

@@ -170,7 +170,8 @@ fn killed_while_pruning() {
             assert_eq!(names(run), ["step-00000020"]);
         }
     });
-    assert!(kills >= 34, "{kills}");
+    // Every file's removal is one of them.
+    assert!(kills >= 41, "{kills}");
 }
 
 #[test]

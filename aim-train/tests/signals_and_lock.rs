@@ -20,6 +20,11 @@ const RUN: &str = "AIM_TEST_CHILD_RUN";
 #[test]
 fn child() {
     let Ok(case) = std::env::var(CASE) else { return };
+    // What should have ended it did not: fail rather than hang.
+    std::thread::spawn(|| {
+        std::thread::sleep(std::time::Duration::from_secs(60));
+        std::process::exit(99);
+    });
     if case == "lock" {
         let _held = RunLock::acquire(&PathBuf::from(std::env::var_os(RUN).unwrap())).unwrap();
         eprintln!("locked");

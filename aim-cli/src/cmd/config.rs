@@ -18,9 +18,9 @@ pub(crate) fn run(args: &Config) -> Result<()> {
         .into_iter()
         .map(|entry| {
             // The TOML text first: it has the shortest spelling of a number held as f32.
-            let value = serde_json::from_str::<Value>(&entry.value).ok().or_else(|| {
-                values.pointer(&format!("/{}", entry.key.replace('.', "/"))).cloned()
-            });
+            let value = serde_json::from_str::<Value>(&entry.value)
+                .ok()
+                .or_else(|| values.pointer(&format!("/{}", entry.key.replace('.', "/"))).cloned());
             json!({ "key": entry.key, "value": value, "origin": entry.origin })
         })
         .collect();

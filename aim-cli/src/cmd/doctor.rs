@@ -86,7 +86,10 @@ fn instructions() -> Finding {
         ("avx512bf16", is_x86_feature_detected!("avx512bf16")),
     ];
     let found: Vec<_> = features.iter().filter(|(_, has)| *has).map(|(name, _)| *name).collect();
-    let finding = Finding::new("instructions", if found.is_empty() { "baseline".to_owned() } else { found.join(" ") });
+    let finding = Finding::new(
+        "instructions",
+        if found.is_empty() { "baseline".to_owned() } else { found.join(" ") },
+    );
     if found.contains(&"avx2") && found.contains(&"fma") {
         return finding;
     }
@@ -133,7 +136,8 @@ fn disk() -> Finding {
             let finding =
                 Finding::new("disk", format!("{} free at {}", bytes(free), here.display()));
             if free < 1 << 30 {
-                return finding.advice("a checkpoint of aim-nano takes 140 MiB, of aim-600M 12 GiB");
+                return finding
+                    .advice("a checkpoint of aim-nano takes 140 MiB, of aim-600M 12 GiB");
             }
             finding
         }

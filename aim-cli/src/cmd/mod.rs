@@ -2,6 +2,7 @@
 
 mod completions;
 mod config;
+mod data;
 mod doctor;
 mod man;
 mod presets;
@@ -39,6 +40,7 @@ pub(crate) fn run(cli: Cli) -> Result<Outcome> {
         Command::Report(args) => report::run(&args, cli.quiet).map(done),
         Command::Presets(args) => presets::run(&args).map(done),
         Command::Config(args) => config::run(&args).map(done),
+        Command::Data(args) => data::run(&args, cli.quiet).map(done),
         Command::Doctor(args) => doctor::run(&args).map(done),
         Command::Completions(args) => completions::run(&args).map(done),
         Command::Man(args) => man::run(&args, cli.quiet).map(done),

@@ -10,7 +10,15 @@ use crate::table::{Table, thousands};
 
 pub(crate) fn run(args: &Json) -> Result<()> {
     let mut table = Table::new(&[
-        "preset", ">image", ">patch", ">tokens", ">width", ">blocks", ">heads", ">trunk", ">head",
+        "preset",
+        ">image",
+        ">patch",
+        ">tokens",
+        ">width",
+        ">blocks",
+        ">heads",
+        ">trunk",
+        ">head",
         ">GFLOP/image",
     ]);
     let mut list = Vec::new();

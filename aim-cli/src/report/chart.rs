@@ -56,7 +56,8 @@ impl Chart {
             if s.style == Style::Faint {
                 continue;
             }
-            let last = s.points.last().map(|p| number(p.1)).unwrap_or_default();
+            let last = s.points.iter().rev().find(|p| p.1.is_finite());
+            let last = last.map(|p| number(p.1)).unwrap_or_default();
             let dashed = if s.style == Style::Dashed { " dashed" } else { "" };
             let _ = write!(
                 html,
@@ -78,22 +79,37 @@ impl Chart {
         if first > last {
             return None;
         }
-        // A few wild values must not flatten the rest: faint lines and single spikes are cut off.
-        let mut values: Vec<f64> = series
-            .iter()
-            .filter(|s| s.style != Style::Faint)
-            .flat_map(|s| &s.points)
-            .filter(finite)
-            .map(|p| p.1)
-            .filter(|v| !self.log || *v > 0.0)
-            .collect();
-        values.sort_by(f64::total_cmp);
-        let (low, high) = (*values.first()?, *values.last()?);
-        let typical = values[(values.len() - 1) * 99 / 100];
-        let high = if high > 4.0 * typical && typical > 0.0 { 2.0 * typical } else { high };
+        let (low, mut high) = self.range(series, |style| style != Style::Faint, 1.0)?;
+        // A few wild values must not flatten the rest: single spikes are cut off, and of the pale
+        // values behind a smoothed line so many count as make a band.
+        let (_, typical) = self.range(series, |style| style != Style::Faint, 0.99)?;
+        if high > 4.0 * typical && typical > 0.0 {
+            high = 2.0 * typical;
+        }
+        let faint = self.range(series, |style| style == Style::Faint, 0.99);
+        let high = high.max(faint.map_or(high, |(_, faint)| faint.min(2.0 * high.abs())));
         let room = if self.log { 0.0 } else { 0.06 * (high - low) };
         let low = if self.from_zero { 0.0 } else { low - room };
         Some((Axis::new(first, last, false), Axis::new(low, high + room, self.log)))
+    }
+
+    /// The least value and the one that `share` of the values do not exceed.
+    fn range(
+        &self,
+        series: &[&Series],
+        counts: impl Fn(Style) -> bool,
+        share: f64,
+    ) -> Option<(f64, f64)> {
+        let mut values: Vec<f64> = series
+            .iter()
+            .filter(|s| counts(s.style))
+            .flat_map(|s| &s.points)
+            .map(|p| p.1)
+            .filter(|v| v.is_finite() && (!self.log || *v > 0.0))
+            .collect();
+        values.sort_by(f64::total_cmp);
+        let most = values.get(((values.len().saturating_sub(1)) as f64 * share) as usize)?;
+        Some((*values.first()?, *most))
     }
 
     fn svg(&self, html: &mut String, series: &[&Series], x: Axis, y: Axis) {
@@ -101,7 +117,8 @@ impl Chart {
         let (right, bottom) = (width - RIGHT, height - BOTTOM);
         let px = |value: f64| LEFT + x.place(value) * (right - LEFT);
         // Cut off far outside the frame, so that no coordinate overflows a renderer.
-        let py = |value: f64| (bottom - y.place(value) * (bottom - TOP)).clamp(-height, 2.0 * height);
+        let py =
+            |value: f64| (bottom - y.place(value) * (bottom - TOP)).clamp(-height, 2.0 * height);
         let _ = write!(
             html,
             "<svg viewBox=\"0 0 {width} {height}\" role=\"img\" aria-label=\"{}\" \
@@ -120,7 +137,8 @@ impl Chart {
                 at + 4.0,
             );
         }
-        for (value, label) in x.ticks(if width > 600.0 { 8 } else { 4 }) {
+        let whole = |tick: &(f64, String)| tick.0.fract() == 0.0;
+        for (value, label) in x.ticks(if width > 600.0 { 8 } else { 4 }).into_iter().filter(whole) {
             let at = px(value);
             let _ = write!(
                 html,
@@ -207,8 +225,9 @@ fn thin(points: &[(f64, f64)], buckets: usize) -> Vec<(f64, f64)> {
     kept
 }
 
-/// The mean of each value and its neighbours, up to `radius` on either side; fewer at the ends, the
-/// same number on both sides, so that a falling curve is not bent.
+/// The mean of each value and its neighbours, up to `radius` on either side. At the start as many on
+/// both sides, so that a falling curve is not bent; at the end, where curves are flat, whatever is
+/// there, so that the last value is no single noisy one.
 pub(super) fn smooth(points: &[(f64, f64)], radius: usize) -> Vec<(f64, f64)> {
     let finite: Vec<_> = points.iter().copied().filter(|p| p.1.is_finite()).collect();
     let mut sums = Vec::with_capacity(finite.len() + 1);
@@ -217,8 +236,9 @@ pub(super) fn smooth(points: &[(f64, f64)], radius: usize) -> Vec<(f64, f64)> {
         sums.push(sums.last().copied().unwrap_or(0.0) + value);
     }
     let mean = |i: usize| {
-        let reach = radius.min(i).min(finite.len() - 1 - i);
-        (sums[i + reach + 1] - sums[i - reach]) / (2 * reach + 1) as f64
+        let reach = radius.min(i);
+        let end = (i + reach + 1).min(finite.len());
+        (sums[end] - sums[i - reach]) / (end - (i - reach)) as f64
     };
     finite.iter().enumerate().map(|(i, (step, _))| (*step, mean(i))).collect()
 }
@@ -241,9 +261,10 @@ mod tests {
     #[test]
     fn smoothing_does_not_bend_a_line() {
         let points: Vec<_> = (0..50).map(|i| (f64::from(i), f64::from(i) * 2.0)).collect();
-        for ((_, before), (_, after)) in points.iter().zip(smooth(&points, 7)) {
+        for ((_, before), (_, after)) in points.iter().zip(smooth(&points, 7)).take(43) {
             assert!((before - after).abs() < 1e-9);
         }
+        assert_eq!(smooth(&points, 7)[49].1, points[42..].iter().map(|p| p.1).sum::<f64>() / 8.0);
         assert!(smooth(&[], 3).is_empty());
     }
 

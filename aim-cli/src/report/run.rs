@@ -120,7 +120,9 @@ impl Run {
             if line.trim_ascii().is_empty() {
                 continue;
             }
-            if self.metric_line(&line).is_none() {
+            // A run that is being written, or was killed, may end in half a line.
+            let whole = line.ends_with(b"\n");
+            if self.metric_line(&line).is_none() && whole {
                 bad += 1;
             }
         }
@@ -216,15 +218,41 @@ fn probe(name: String, value: &Value) -> Probe {
 fn probe_row(value: &Value) -> ProbeRow {
     let text = |key: &str| value.get(key).and_then(Value::as_str).unwrap_or("").to_owned();
     let layers = value.get("layers").and_then(Value::as_array).into_iter().flatten();
+    let layers: Vec<_> = layers.filter_map(Value::as_u64).collect();
     let accuracy = match value.get("accuracy") {
         Some(Value::Array(list)) => list.iter().filter_map(Value::as_f64).collect(),
         Some(single) => single.as_f64().into_iter().collect(),
         None => Vec::new(),
     };
-    ProbeRow {
-        probe: text("probe"),
-        features: text("features"),
-        layers: layers.map(Value::to_string).collect::<Vec<_>>().join(", "),
-        accuracy,
+    ProbeRow { probe: text("probe"), features: text("features"), layers: ranges(&layers), accuracy }
+}
+
+/// `6, 7, 8, 11` as `6-8, 11`.
+fn ranges(numbers: &[u64]) -> String {
+    let mut text = String::new();
+    let mut rest = numbers;
+    while let Some((first, _)) = rest.split_first() {
+        let run = rest.iter().zip(*first..).take_while(|(number, expected)| *number == expected);
+        let length = run.count();
+        let comma = if text.is_empty() { "" } else { ", " };
+        text.push_str(&format!("{comma}{first}"));
+        if length > 1 {
+            text.push_str(&format!("-{}", first + length as u64 - 1));
+        }
+        rest = rest.get(length..).unwrap_or_default();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn layers_in_short() {
+        assert_eq!(ranges(&[6, 7, 8, 11]), "6-8, 11");
+        assert_eq!(ranges(&[3]), "3");
+        assert_eq!(ranges(&[u64::MAX, 1]), format!("{}, 1", u64::MAX));
+        assert_eq!(ranges(&[]), "");
     }
 }

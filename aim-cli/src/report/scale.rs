@@ -42,7 +42,8 @@ impl Axis {
         if !step.is_finite() || step <= 0.0 || last - first > 100.0 || !first.is_finite() {
             return Vec::new();
         }
-        let decimals = (-(step.log10() + 1e-9).floor()).clamp(0.0, 9.0) as usize;
+        let whole = |decimals: &i32| (step * 10_f64.powi(*decimals)).fract().abs() < 1e-6;
+        let decimals = (0..9).find(whole).unwrap_or(9) as usize;
         (0..=(last - first) as usize)
             .map(|i| (first + i as f64) * step)
             .map(|value| (value, tick_label(value, decimals)))
@@ -63,10 +64,10 @@ impl Axis {
     }
 }
 
-/// The nearest of 1, 2 and 5 times a power of ten that is not below `step`.
+/// The first of 1, 2, 2.5 and 5 times a power of ten that is not below `step`.
 fn round_step(step: f64) -> f64 {
     let power = 10_f64.powf(step.log10().floor());
-    let factor = [1.0, 2.0, 5.0, 10.0].into_iter().find(|f| f * power >= step * (1.0 - 1e-9));
+    let factor = [1.0, 2.0, 2.5, 5.0, 10.0].into_iter().find(|f| f * power >= step * (1.0 - 1e-9));
     factor.unwrap_or(10.0) * power
 }
 
@@ -117,7 +118,10 @@ mod tests {
         assert_eq!(labels(0.0, 1.0, false), ["0", "0.2", "0.4", "0.6", "0.8", "1.0"]);
         assert_eq!(labels(0.0, 2000.0, false), ["0", "500", "1000", "1500", "2000"]);
         assert_eq!(labels(0.0, 500_000.0, false), ["0", "100k", "200k", "300k", "400k", "500k"]);
-        assert_eq!(labels(0.0, 1e-3, false), ["0", "0.0002", "0.0004", "0.0006", "0.0008", "0.0010"]);
+        assert_eq!(
+            labels(0.0, 1e-3, false),
+            ["0", "0.0002", "0.0004", "0.0006", "0.0008", "0.0010"]
+        );
         assert_eq!(labels(0.05, 3.0, true), ["0.05", "0.1", "0.2", "0.5", "1", "2"]);
     }
 

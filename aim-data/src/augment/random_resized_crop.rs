@@ -29,16 +29,17 @@ const TRIES: usize = 10;
 
 impl RandomResizedCrop {
     pub(super) fn validate(&self) -> Result<()> {
-        let valid = |(low, high): (f64, f64), most: f64| 0.0 < low && low <= high && high <= most;
-        if !valid(self.scale, 1.0) {
+        let (low, high) = self.scale;
+        if !(0.0 < low && low <= high && high <= 1.0) {
             return Err(Error::Config(format!(
                 "crop scale {:?}: expected 0 < low <= high <= 1",
                 self.scale
             )));
         }
-        if !valid(self.ratio, 1e6) {
+        let (low, high) = self.ratio;
+        if !(0.01 <= low && low <= high && high <= 100.0) {
             return Err(Error::Config(format!(
-                "crop ratio {:?}: expected 0 < low <= high",
+                "crop ratio {:?}: expected 0.01 <= low <= high <= 100",
                 self.ratio
             )));
         }

@@ -1,1 +1,190 @@
+use std::path::PathBuf;
 
+use proptest::prelude::*;
+
+use super::resize::{Region, Resizer};
+use super::*;
+use crate::decode::{DecodeLimits, decode};
+use crate::random::Rng;
+
+fn fixture(name: &str) -> Image {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/resize").join(name);
+    decode(&std::fs::read(path).unwrap(), &DecodeLimits::default()).unwrap()
+}
+
+fn ramp(width: u32, height: u32, channels: u8) -> Image {
+    let len = width as usize * height as usize * usize::from(channels);
+    let pixels = (0..len).map(|at| mix_byte(at as u64)).collect();
+    Image::new(width, height, channels, pixels).unwrap()
+}
+
+fn mix_byte(at: u64) -> u8 {
+    crate::random::mix(at) as u8
+}
+
+/// Pillow's "L" conversion.
+fn to_gray(image: &Image) -> Image {
+    let luma = |p: &[u8]| {
+        ((u32::from(p[0]) * 19595 + u32::from(p[1]) * 38470 + u32::from(p[2]) * 7471 + 0x8000)
+            >> 16) as u8
+    };
+    let pixels = image.pixels().chunks_exact(3).map(luma).collect();
+    Image::new(image.width(), image.height(), 1, pixels).unwrap()
+}
+
+#[test]
+fn resampling_agrees_with_pillow() {
+    let rgb = fixture("source.png");
+    let gray = to_gray(&rgb);
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/resize/cases.json");
+    let cases: Vec<serde_json::Value> =
+        serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    assert_eq!(cases.len(), 16);
+    for case in &cases {
+        let number = |value: &serde_json::Value| value.as_u64().unwrap() as u32;
+        let image = if case["mode"] == "rgb" { &rgb } else { &gray };
+        let (height, width) = (number(&case["out"][0]), number(&case["out"][1]));
+        let region = if case["kind"] == "crop" {
+            let side = |at: usize| number(&case["box"][at]);
+            Region::Crop(CropBox { left: side(0), top: side(1), width: side(2), height: side(3) })
+        } else {
+            ResizeCenterCrop::default().region(image.width(), image.height(), height, width)
+        };
+        let expected = fixture(case["expected"].as_str().unwrap());
+        let mut found = vec![0; expected.pixels().len()];
+        Resizer::new().resize(image, &region, width, height, &mut found).unwrap();
+        let differences: Vec<u32> = found
+            .iter()
+            .zip(expected.pixels())
+            .map(|(a, b)| u32::from(a.abs_diff(*b)))
+            .collect();
+        let mean = f64::from(differences.iter().sum::<u32>()) / differences.len() as f64;
+        let largest = differences.iter().max().unwrap();
+        assert!(mean < 0.05 && *largest <= 1, "{case}: mean {mean}, largest {largest}");
+    }
+}
+
+#[test]
+fn images_of_the_output_size_are_left_alone() {
+    let image = ramp(28, 28, 1);
+    let mut preprocessor = Preprocessor::new(Transform::eval(), 28, 28).unwrap();
+    let mut out = vec![0; preprocessor.output_len()];
+    preprocessor.apply(&image, AugmentKey::default(), &mut out).unwrap();
+    assert_eq!(out, image.clone().into_rgb().pixels());
+    let whole = RandomResizedCrop { scale: (1.0, 1.0), ratio: (1.0, 1.0) };
+    let train = Transform::Train(whole, HorizontalFlip { p: 0.0 });
+    let mut preprocessor = Preprocessor::new(train, 28, 28).unwrap();
+    preprocessor.apply(&image, AugmentKey::default(), &mut out).unwrap();
+    assert_eq!(out, image.into_rgb().pixels());
+}
+
+#[test]
+fn gray_gives_what_its_rgb_copy_gives() {
+    let gray = ramp(37, 53, 1);
+    let rgb = gray.clone().into_rgb();
+    for transform in [Transform::train(), Transform::eval()] {
+        let mut preprocessor = Preprocessor::new(transform, 24, 16).unwrap();
+        let mut outs = [&gray, &rgb].map(|image| {
+            let mut out = vec![0; preprocessor.output_len()];
+            let key = AugmentKey { index: 3, ..AugmentKey::default() };
+            preprocessor.apply(image, key, &mut out).unwrap();
+            out
+        });
+        assert_eq!(std::mem::take(&mut outs[0]), outs[1]);
+    }
+}
+
+#[test]
+fn half_of_the_images_are_flipped() {
+    let image = ramp(4, 4, 3);
+    let whole = RandomResizedCrop { scale: (1.0, 1.0), ratio: (1.0, 1.0) };
+    let transform = Transform::Train(whole, HorizontalFlip::default());
+    let mut preprocessor = Preprocessor::new(transform, 4, 4).unwrap();
+    let mut out = vec![0; preprocessor.output_len()];
+    let flipped = (0..2000)
+        .filter(|&index| {
+            let key = AugmentKey { index, ..AugmentKey::default() };
+            preprocessor.apply(&image, key, &mut out).unwrap();
+            out != image.pixels()
+        })
+        .count();
+    assert!((900..1100).contains(&flipped), "{flipped}");
+}
+
+/// Mean share of the area for scale (0.4, 1) and a square image, where
+/// large crops of extreme ratio are rejected, from 200,000 draws of the same definition in Python: 0.6418.
+#[test]
+fn crop_sizes_are_distributed_as_in_torchvision() {
+    let crop = RandomResizedCrop::default();
+    let mut total = 0.0;
+    for index in 0..20_000 {
+        let mut rng = Rng::new(Purpose::Augment, AugmentKey { index, ..AugmentKey::default() });
+        let found = crop.sample_box(224, 224, &mut rng);
+        total += f64::from(found.width * found.height) / (224.0 * 224.0);
+    }
+    let mean = total / 20_000.0;
+    assert!((mean - 0.6418).abs() < 0.005, "{mean}");
+}
+
+#[test]
+fn parameters_that_make_no_sense_are_refused() {
+    let crop = |scale, ratio| Transform::Train(RandomResizedCrop { scale, ratio }, HorizontalFlip { p: 0.5 });
+    let bad = [
+        crop((0.0, 1.0), (1.0, 1.0)),
+        crop((0.5, 0.4), (1.0, 1.0)),
+        crop((0.5, 1.5), (1.0, 1.0)),
+        crop((0.5, 1.0), (2.0, 1.0)),
+        crop((f64::NAN, 1.0), (1.0, 1.0)),
+        Transform::Train(RandomResizedCrop::default(), HorizontalFlip { p: 1.5 }),
+        Transform::Eval(ResizeCenterCrop { crop_ratio: 0.0 }),
+    ];
+    for transform in bad {
+        assert!(Preprocessor::new(transform, 8, 8).is_err(), "{transform:?}");
+    }
+    assert!(Preprocessor::new(Transform::eval(), 0, 8).is_err());
+    assert!(Preprocessor::new(Transform::eval(), 8, 1 << 20).is_err());
+}
+
+fn side() -> impl Strategy<Value = u32> {
+    prop_oneof![Just(1u32), 1u32..5, 1u32..700]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+    #[test]
+    fn crops_stay_inside(
+        width in side(),
+        height in side(),
+        index: u64,
+        scale in (0.01f64..1.0, 0.0f64..1.0),
+        ratio in (0.1f64..10.0, 1.0f64..10.0),
+    ) {
+        let scale = (scale.0, scale.0 + (1.0 - scale.0) * scale.1);
+        let crop = RandomResizedCrop { scale, ratio: (ratio.0, ratio.0 * ratio.1) };
+        let mut rng = Rng::new(Purpose::Augment, AugmentKey { index, ..AugmentKey::default() });
+        let found = crop.sample_box(width, height, &mut rng);
+        prop_assert!(found.width >= 1 && found.height >= 1);
+        prop_assert!(found.left + found.width <= width && found.top + found.height <= height);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+    #[test]
+    fn any_image_size_gives_any_output_size(
+        width in side(),
+        height in prop_oneof![Just(1u32), 1u32..60],
+        out_height in 1u32..40,
+        out_width in 1u32..40,
+        gray: bool,
+        index: u64,
+    ) {
+        let image = ramp(width, height, if gray { 1 } else { 3 });
+        for transform in [Transform::train(), Transform::eval()] {
+            let mut preprocessor = Preprocessor::new(transform, out_height, out_width).unwrap();
+            let mut out = vec![0; preprocessor.output_len()];
+            let key = AugmentKey { index, ..AugmentKey::default() };
+            preprocessor.apply(&image, key, &mut out).unwrap();
+        }
+    }
+}

@@ -74,6 +74,16 @@ impl ImageFormat {
         }
     }
 
+    /// The format's name, lower case.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Jpeg => "jpeg",
+            Self::Png => "png",
+            Self::WebP => "webp",
+        }
+    }
+
     /// The usual file name extension.
     #[must_use]
     pub fn extension(self) -> &'static str {

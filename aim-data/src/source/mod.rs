@@ -9,6 +9,7 @@ mod idx;
 mod image_folder;
 mod synthetic;
 mod tar_index;
+mod subset;
 mod tensors;
 mod webdataset;
 
@@ -22,6 +23,7 @@ use crate::image::Image;
 pub use idx::IdxSource;
 pub(crate) use idx::is_idx_folder;
 pub use image_folder::ImageFolder;
+pub use subset::Subset;
 pub use synthetic::{SyntheticKind, SyntheticSource};
 pub use tensors::TensorSource;
 pub use webdataset::WebDataset;

@@ -1,0 +1,280 @@
+//! [`Trainer`]: pre-training as a loop, from a configuration to a run directory.
+//!
+//! | module | what |
+//! |---|---|
+//! | `events` | what the trainer tells |
+//! | `setup` | opening data, model and run directory; resuming |
+//! | `state` | what a checkpoint holds |
+//! | `validation` | validation losses and their baseline |
+
+mod events;
+mod setup;
+mod state;
+mod validation;
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use aim_data::loader::{Batch, Images, Loader};
+use aim_model::objective::{PrefixSampler, Selection};
+use aim_model::pretrain::{Pixels, PretrainModel, PretrainStep};
+use aim_model::trunk::ImageBatch;
+use aim_tensor::{Parameters, PlanOptions};
+use serde_json::{Map, Value};
+
+pub use events::{Event, Observer, StepMetrics, Validation};
+pub use setup::{Resume, open_data};
+pub use state::{AimJson, TrainerState};
+
+use crate::checkpoint;
+use crate::config::RunConfig;
+use crate::error::TrainError;
+use crate::lock::RunLock;
+use crate::metrics::jsonl::JsonlWriter;
+use crate::metrics::tensorboard::EventWriter;
+use crate::optimizer::{AdamW, Update, clip_scale, grad_norm};
+use crate::schedule::lr_at;
+use crate::signals::{Signal, Stop};
+
+use validation::ValidationSet;
+
+/// How a run ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// All steps are done.
+    Finished,
+    /// A signal asked to stop; everything is saved.
+    Stopped(Signal),
+}
+
+/// A run: everything that the loop needs. Made by [`Trainer::open`].
+pub struct Trainer {
+    config: RunConfig,
+    run_dir: PathBuf,
+    model: PretrainModel,
+    params: Parameters,
+    optimizer: AdamW,
+    loader: Loader,
+    validation: Option<ValidationSet>,
+    prefixes: PrefixSampler,
+    images: ImageBatch,
+    step: Option<PretrainStep>,
+    selections: Vec<Selection>,
+    batch: Batch,
+    done: u64,
+    saved: Option<u64>,
+    metrics: JsonlWriter,
+    tensorboard: Option<EventWriter>,
+    _lock: RunLock,
+}
+
+impl Trainer {
+    /// Trains until all steps are done or `stop` is asked for.
+    ///
+    /// # Errors
+    /// [`TrainError::NonFinite`] before an update that would spoil the parameters; data that are too bad; files that
+    /// cannot be written. The last checkpoint stays as it is.
+    pub fn run(&mut self, stop: &Stop, observer: &mut dyn Observer) -> Result<Outcome, TrainError> {
+        let steps = self.config.train.steps;
+        self.tell_ready(observer)?;
+        while self.done < steps {
+            let metrics = self.train_step()?;
+            self.done += 1;
+            let metrics = self.validate(metrics)?;
+            self.record(&metrics, observer)?;
+            if due(self.config.checkpoint.every_steps, self.done) || self.done == steps {
+                self.save(observer)?;
+            }
+            if let Some(signal) = stop.requested().filter(|_| self.done < steps) {
+                self.save(observer)?;
+                return Ok(Outcome::Stopped(signal));
+            }
+        }
+        Ok(Outcome::Finished)
+    }
+
+    /// One update from one global batch (paper 4.1): the mean squared error of every patch after its prefix, averaged
+    /// over all of them.
+    fn train_step(&mut self) -> Result<StepMetrics, TrainError> {
+        let started = Instant::now();
+        let step = self.done + 1;
+        let scored = self.draw_prefixes();
+        let train = &self.config.train;
+        let scale = 1.0 / scored as f32;
+
+        self.params.zero_grads();
+        let mut waited_s = 0.0;
+        let mut loss = 0.0;
+        for micro in 0..train.accumulate {
+            let waiting = Instant::now();
+            self.loader.next_into(&mut self.batch)?;
+            waited_s += waiting.elapsed().as_secs_f64();
+            let selection = &self.selections[micro];
+            let rows = selection.rows.len();
+            let options = PlanOptions { backward: true, recompute: train.recompute.into() };
+            let ready = match self.step.take() {
+                Some(ready) => ready.adapted(&self.model, self.images, rows, options)?,
+                None => PretrainStep::new(&self.model, self.images, rows, options)?,
+            };
+            let ready = self.step.insert(ready);
+            loss += ready.forward(&self.params, pixels(&self.batch.images)?, selection)?;
+            ready.backward(&mut self.params, scale)?;
+        }
+        let loss = loss / scored as f64;
+        let norm = grad_norm(&self.params);
+        for (what, value) in [("the loss", loss), ("the gradient norm", norm)] {
+            if !value.is_finite() {
+                return Err(TrainError::NonFinite { step, what, value });
+            }
+        }
+        let lr = lr_at(self.done, train.steps, train.lr, train.warmup_fraction);
+        self.optimizer.step(
+            &mut self.params,
+            Update {
+                lr,
+                betas: train.betas,
+                eps: train.eps,
+                weight_decay: train.weight_decay,
+                step,
+                grad_scale: clip_scale(norm, train.clip),
+            },
+        );
+        let elapsed_s = started.elapsed().as_secs_f64().max(1e-9);
+        Ok(StepMetrics {
+            step,
+            loss,
+            lr,
+            grad_norm: norm,
+            images_per_s: train.images_per_step() as f64 / elapsed_s,
+            data_wait_share: waited_s / elapsed_s,
+            images_seen: step * train.images_per_step() as u64,
+            validation: None,
+        })
+    }
+
+    /// Prefixes of every micro-batch of the next step; returns the number of patches that will be scored.
+    fn draw_prefixes(&mut self) -> usize {
+        let batch = self.config.train.batch_size;
+        let tokens = self.model.config().num_patches();
+        let mut prefix = Vec::with_capacity(batch);
+        let mut scored = 0;
+        for (micro, selection) in self.selections.iter_mut().enumerate() {
+            self.prefixes.draw(self.done, micro * batch..(micro + 1) * batch, &mut prefix);
+            selection.fill_next_patch(&prefix, tokens);
+            scored += selection.rows.len();
+        }
+        scored
+    }
+
+    fn validate(&mut self, mut metrics: StepMetrics) -> Result<StepMetrics, TrainError> {
+        let last = self.done == self.config.train.steps;
+        if let Some(set) = &mut self.validation {
+            if due(self.config.validation.every_steps, self.done) || last {
+                metrics.validation = Some(set.run(&self.model, self.images, &self.params)?);
+            }
+        }
+        Ok(metrics)
+    }
+
+    fn record(&mut self, metrics: &StepMetrics, observer: &mut dyn Observer) -> Result<(), TrainError> {
+        let fields = fields(metrics);
+        if let Some(writer) = &mut self.tensorboard {
+            for (name, value) in &fields {
+                if let Some(value) = value.as_f64().filter(|_| name != "step") {
+                    writer.scalar(metrics.step, name, value as f32)?;
+                }
+            }
+        }
+        self.metrics.line(&fields)?;
+        for skipped in self.loader.take_skipped() {
+            observer.event(Event::SampleSkipped(&skipped));
+        }
+        observer.event(Event::Step(metrics));
+        Ok(())
+    }
+
+    /// Saves the run as it is, unless it already is.
+    fn save(&mut self, observer: &mut dyn Observer) -> Result<(), TrainError> {
+        if self.saved == Some(self.done) {
+            return Ok(());
+        }
+        // The log must reach at least as far as the checkpoint that a resumed run starts from.
+        self.metrics.sync()?;
+        if let Some(writer) = &mut self.tensorboard {
+            writer.sync()?;
+        }
+        let state = TrainerState {
+            step: self.done,
+            images_seen: self.done * self.config.train.images_per_step() as u64,
+            loader: self.loader.state().clone(),
+            config: self.config.clone(),
+        };
+        let path = state::save(&self.run_dir, &state, &self.params, &self.optimizer)?;
+        self.saved = Some(self.done);
+        let keep = &self.config.checkpoint;
+        checkpoint::prune(&self.run_dir, self.done, keep.keep, keep.keep_every_steps)?;
+        observer.event(Event::Saved { step: self.done, path });
+        Ok(())
+    }
+
+    fn tell_ready(&mut self, observer: &mut dyn Observer) -> Result<(), TrainError> {
+        let rows = {
+            self.draw_prefixes();
+            self.selections.first().map_or(0, |selection| selection.rows.len())
+        };
+        let options = PlanOptions { backward: true, recompute: self.config.train.recompute.into() };
+        let ready = PretrainStep::new(&self.model, self.images, rows, options)?;
+        let flops = aim_tensor::count::flops(ready.session().tape());
+        observer.event(Event::Ready {
+            step: self.done,
+            steps: self.config.train.steps,
+            parameters: self.model.layout().count(),
+            memory: ready.session().memory(),
+            flops_per_image: (flops.forward + flops.backward) / self.images.batch.max(1) as u64,
+        });
+        self.step = Some(ready);
+        Ok(())
+    }
+
+    /// The run directory.
+    pub fn run_dir(&self) -> &Path {
+        &self.run_dir
+    }
+
+    /// The model and its parameters.
+    pub fn model(&self) -> (&PretrainModel, &Parameters) {
+        (&self.model, &self.params)
+    }
+}
+
+fn due(every: u64, step: u64) -> bool {
+    every > 0 && step.is_multiple_of(every)
+}
+
+fn pixels(images: &Images) -> Result<Pixels<'_>, TrainError> {
+    match images {
+        Images::U8(bytes) => Ok(Pixels::U8(bytes)),
+        Images::F32(values) => Ok(Pixels::F32(values)),
+        _ => Err(TrainError::Internal("unknown kind of pixels")),
+    }
+}
+
+/// The line of `metrics.jsonl`.
+fn fields(metrics: &StepMetrics) -> Map<String, Value> {
+    let mut fields = Map::new();
+    let mut put = |name: &str, value: Value| fields.insert(name.to_owned(), value);
+    put("step", metrics.step.into());
+    put("loss", metrics.loss.into());
+    put("lr", metrics.lr.into());
+    put("grad_norm", metrics.grad_norm.into());
+    put("images_per_s", metrics.images_per_s.into());
+    put("data_wait_share", metrics.data_wait_share.into());
+    put("images_seen", metrics.images_seen.into());
+    if let Some(validation) = metrics.validation {
+        put("val_loss", validation.loss.into());
+        put("val_loss_causal", validation.loss_causal.into());
+        put("val_baseline", validation.baseline.into());
+        put("val_baseline_causal", validation.baseline_causal.into());
+    }
+    fields
+}

@@ -1,0 +1,249 @@
+//! Opening a run: data, model, run directory, and where to go on from.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use aim_data::augment::{HorizontalFlip, RandomResizedCrop, Transform};
+use aim_data::loader::{Batch, Loader, LoaderOptions, LoaderState};
+use aim_data::sampler::Mixture;
+use aim_data::source::{SampleFormat, Source, Subset};
+use aim_data::spec::{DataSpec, OpenOptions};
+use aim_model::init::initialize;
+use aim_model::objective::{PrefixRule, PrefixSampler, Selection};
+use aim_model::pretrain::{PretrainModel, Target};
+use aim_model::trunk::{ImageBatch, PixelFormat};
+use aim_tensor::{Parameters, Recompute};
+
+use super::events::{Event, Observer};
+use super::state;
+use super::validation::ValidationSet;
+use super::{Trainer, TrainerState};
+use crate::checkpoint;
+use crate::config::{self, Resolved, RunConfig};
+use crate::durable;
+use crate::error::TrainError;
+use crate::lock::RunLock;
+use crate::metrics::jsonl::{JsonlWriter, truncate_after};
+use crate::metrics::tensorboard::EventWriter;
+use crate::optimizer::AdamW;
+
+/// Where a run goes on from.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Resume {
+    /// The newest checkpoint of the run directory that verifies; from the beginning if there is none.
+    #[default]
+    Auto,
+    /// From the beginning; an error if the run directory has checkpoints.
+    Never,
+    /// This checkpoint.
+    From(PathBuf),
+}
+
+impl From<config::Recompute> for Recompute {
+    fn from(level: config::Recompute) -> Self {
+        match level {
+            config::Recompute::None => Self::None,
+            config::Recompute::Norms => Self::Norms,
+            config::Recompute::NormsGelu => Self::NormsGelu,
+            config::Recompute::Block => Self::Block,
+        }
+    }
+}
+
+/// Training and validation sources of a configuration. Without a validation source, every n-th image of the first
+/// training source is held out for it.
+///
+/// # Errors
+/// When a source cannot be opened or there is none.
+pub fn open_data(config: &RunConfig) -> Result<(Mixture, Arc<dyn Source>), TrainError> {
+    let size = config.model.img_size;
+    let options = OpenOptions { synthetic_size: (size.height as u32, size.width as u32), ..OpenOptions::default() };
+    let mut parts = Vec::new();
+    for text in &config.data.train {
+        let spec: DataSpec = text.parse()?;
+        parts.push((spec.open(&options)?, spec.weight));
+    }
+    let Some((first, _)) = parts.first_mut() else {
+        return Err(TrainError::NoData);
+    };
+    let validation: Arc<dyn Source> = if config.data.val.is_empty() {
+        let wanted = (config.validation.num_images as u64).clamp(1, first.len().div_ceil(10));
+        if first.len() < 2 {
+            // A single image can only be its own validation set.
+            first.clone()
+        } else {
+            let (others, held_out) = Subset::split(first, first.len() / wanted);
+            *first = Arc::new(others);
+            Arc::new(held_out)
+        }
+    } else {
+        config.data.val.parse::<DataSpec>()?.open(&options)?
+    };
+    Ok((Mixture::new(parts)?, validation))
+}
+
+impl Trainer {
+    /// Opens data and model, takes the run directory, and goes on from a checkpoint where there is one.
+    ///
+    /// # Errors
+    /// When anything that the configuration names cannot be opened, the run directory is in use or cannot be written,
+    /// or the configuration differs from the checkpoint's in a key that matters.
+    pub fn open(
+        resolved: &Resolved,
+        run_dir: &Path,
+        resume: &Resume,
+        observer: &mut dyn Observer,
+    ) -> Result<Self, TrainError> {
+        let config = resolved.config.clone();
+        config.validate()?;
+        if config.train.precision == config::Precision::Bf16 {
+            return Err(TrainError::Unsupported {
+                what: "train.precision = \"bf16\" on the CPU",
+                instead: "use train.precision = \"fp32\"",
+            });
+        }
+        aim_kernels::cpu::pool::set_num_threads(match config.train.threads {
+            0 => std::thread::available_parallelism().map_or(1, |n| n.get()),
+            threads => threads,
+        });
+        let (mixture, validation_source) = open_data(&config)?;
+        for source in mixture.sources() {
+            source.notes().iter().for_each(|note| observer.event(Event::DataNote(note)));
+        }
+        let target = match config.objective.target {
+            config::Target::NormalizedPixels => Target::NormalizedPixels,
+            config::Target::RawPixels => Target::RawPixels,
+        };
+        let model = PretrainModel::new(&config.model, target)?;
+        let images = image_batch(&config, &mixture)?;
+        let options = loader_options(&config);
+
+        durable::create_dir(run_dir)?;
+        let lock = RunLock::acquire(run_dir)?;
+        checkpoint::clean_stale(run_dir)?;
+        let found = find_checkpoint(run_dir, resume, observer)?;
+        let mut params = Parameters::new(model.layout().clone())?;
+        let mut optimizer = AdamW::new(model.layout())?;
+        let (done, loader_state) = match &found {
+            Some(dir) => {
+                let saved = state::read_state(dir)?;
+                check_same(&saved, &config, dir)?;
+                state::restore(dir, &mut params, &mut optimizer)?;
+                observer.event(Event::Resumed { step: saved.step, path: dir.clone() });
+                (saved.step, saved.loader)
+            }
+            None => {
+                initialize(&mut params, config.train.seed);
+                (0, LoaderState::new(config.train.seed))
+            }
+        };
+        durable::replace(&run_dir.join("config.toml"), resolved.to_toml_with_origins()?.as_bytes())?;
+        let metrics = run_dir.join("metrics.jsonl");
+        truncate_after(&metrics, done)?;
+        let tensorboard = config
+            .log
+            .tensorboard
+            .then(|| EventWriter::create(&run_dir.join("tensorboard"), (done > 0).then_some(done)))
+            .transpose()?;
+        let validation = (config.validation.num_images > 0)
+            .then(|| {
+                let num_images = config.validation.num_images as u64;
+                let train = &mixture.sources()[0];
+                ValidationSet::new(&model, images, &validation_source, train, num_images, options)
+            })
+            .transpose()?;
+        let (rule, tokens) = (prefix_rule(&config), config.model.num_patches());
+        Ok(Self {
+            prefixes: PrefixSampler::new(rule, tokens, config.train.seed),
+            loader: Loader::new(mixture, options, loader_state)?,
+            selections: vec![Selection::default(); config.train.accumulate],
+            metrics: JsonlWriter::append_to(metrics)?,
+            tensorboard,
+            validation,
+            run_dir: run_dir.to_owned(),
+            model,
+            params,
+            optimizer,
+            images,
+            step: None,
+            batch: Batch::default(),
+            done,
+            saved: found.map(|_| done),
+            config,
+            _lock: lock,
+        })
+    }
+}
+
+fn image_batch(config: &RunConfig, mixture: &Mixture) -> Result<ImageBatch, TrainError> {
+    let tensors = mixture.sources().iter().any(|s| matches!(s.format(), SampleFormat::Tensor { .. }));
+    let narrow = |values: [f64; 3]| values.map(|v| v as f32);
+    let format = if tensors {
+        PixelFormat::F32
+    } else {
+        PixelFormat::U8 { mean: narrow(config.data.mean), std: narrow(config.data.std) }
+    };
+    let size = config.model.img_size;
+    Ok(ImageBatch { batch: config.train.batch_size, height: size.height, width: size.width, format })
+}
+
+/// How the configuration wants images loaded.
+fn loader_options(config: &RunConfig) -> LoaderOptions {
+    let data = &config.data;
+    let crop = RandomResizedCrop { scale: data.scale.into(), ratio: data.ratio.into() };
+    let size = config.model.img_size;
+    LoaderOptions {
+        height: size.height as u32,
+        width: size.width as u32,
+        workers: match data.workers {
+            0 => std::thread::available_parallelism().map_or(1, |n| n.get()),
+            workers => workers,
+        },
+        ..LoaderOptions::new(
+            config.train.batch_size,
+            size.height as u32,
+            Transform::Train(crop, HorizontalFlip { p: data.flip }),
+        )
+    }
+}
+
+fn prefix_rule(config: &RunConfig) -> PrefixRule {
+    match (config.objective.attention, config.objective.prefix) {
+        // With a prefix of one patch the prefix mask is the causal one, and every patch but the first is scored.
+        (config::Attention::Causal, _) => PrefixRule::Fixed(1),
+        (config::Attention::Prefix, config::Prefix::Uniform) => PrefixRule::Uniform,
+        (config::Attention::Prefix, config::Prefix::Fixed(patches)) => PrefixRule::Fixed(patches),
+    }
+}
+
+fn find_checkpoint(
+    run_dir: &Path,
+    resume: &Resume,
+    observer: &mut dyn Observer,
+) -> Result<Option<PathBuf>, TrainError> {
+    match resume {
+        Resume::Auto => {
+            let found = checkpoint::newest_valid(run_dir, |path, error| {
+                observer.event(Event::CheckpointSkipped { path: path.to_owned(), reason: error.to_string() });
+            })?;
+            Ok(found.map(|found| found.path))
+        }
+        Resume::Never => match checkpoint::list(run_dir)?.first() {
+            Some(entry) => Err(TrainError::RunExists { path: entry.path.clone() }),
+            None => Ok(None),
+        },
+        Resume::From(dir) => {
+            checkpoint::verify(dir)?;
+            Ok(Some(dir.clone()))
+        }
+    }
+}
+
+fn check_same(saved: &TrainerState, config: &RunConfig, dir: &Path) -> Result<(), TrainError> {
+    let mut differences = config::differences(&saved.config, config)?;
+    differences.retain(|difference| !config::free_on_resume(&difference.key));
+    if differences.is_empty() {
+        return Ok(());
+    }
+    Err(TrainError::ResumeMismatch { checkpoint: dir.to_owned(), differences })
+}
