@@ -7,6 +7,7 @@
 //! - [`report`]: a run directory as one HTML file
 //! - [`stdout`]: results asked for; everything else goes to standard error
 //! - [`table`]: aligned text tables
+//! - [`weights`]: opening what `--checkpoint` names
 #![forbid(unsafe_code)]
 
 mod args;
@@ -16,6 +17,7 @@ mod progress;
 mod report;
 mod stdout;
 mod table;
+mod weights;
 
 use std::io::Write as _;
 use std::process::ExitCode;

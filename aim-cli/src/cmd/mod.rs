@@ -4,8 +4,14 @@ mod completions;
 mod config;
 mod data;
 mod doctor;
+mod features;
 mod man;
+mod plan;
 mod presets;
+mod pretrain;
+mod probe;
+mod quickstart;
+mod reconstruct;
 mod report;
 
 use anyhow::Result;
@@ -44,6 +50,11 @@ pub(crate) fn run(cli: Cli) -> Result<Outcome> {
         Command::Doctor(args) => doctor::run(&args).map(done),
         Command::Completions(args) => completions::run(&args).map(done),
         Command::Man(args) => man::run(&args, cli.quiet).map(done),
-        _ => anyhow::bail!("not wired yet"),
+        Command::Pretrain(args) => pretrain::run(&args, cli.quiet),
+        Command::Quickstart(args) => quickstart::run(&args, cli.quiet),
+        Command::Probe(args) => probe::run(&args, cli.quiet).map(done),
+        Command::Features(args) => features::run(&args, cli.quiet).map(done),
+        Command::Reconstruct(args) => reconstruct::run(&args, cli.quiet).map(done),
+        Command::Plan(args) => plan::run(&args).map(done),
     }
 }

@@ -232,8 +232,8 @@ fn ranges(numbers: &[u64]) -> String {
     let mut text = String::new();
     let mut rest = numbers;
     while let Some((first, _)) = rest.split_first() {
-        let run = rest.iter().zip(*first..).take_while(|(number, expected)| *number == expected);
-        let length = run.count();
+        let follows = |(i, number): &(usize, &u64)| first.checked_add(*i as u64) == Some(**number);
+        let length = rest.iter().enumerate().take_while(follows).count();
         let comma = if text.is_empty() { "" } else { ", " };
         text.push_str(&format!("{comma}{first}"));
         if length > 1 {

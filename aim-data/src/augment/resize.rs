@@ -1,8 +1,9 @@
 //! Resampling, and the evaluation transform [`ResizeCenterCrop`].
 
 use fast_image_resize as fir;
-use fast_image_resize::images::{CroppedImage, Image as FirImage, ImageRef};
-use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions};
+use fast_image_resize::images::{TypedCroppedImage, TypedImage, TypedImageRef};
+use fast_image_resize::pixels::{U8, U8x3};
+use fast_image_resize::{FilterType, PixelTrait, ResizeAlg, ResizeOptions};
 
 use super::CropBox;
 use crate::error::{Error, Result};
@@ -117,12 +118,16 @@ impl Resizer {
             out.copy_from_slice(image.pixels());
             return Ok(());
         }
-        self.resample(image, region, width, height, out).map_err(|reason| {
-            Error::Config(format!("cannot take {region:?} of {whole:?}: {reason}"))
-        })
+        // Two typed calls and not one on `dyn` pixels, which would compile fifteen kinds of them.
+        let done = if image.channels() == 3 {
+            self.resample::<U8x3>(image, region, width, height, out)
+        } else {
+            self.resample::<U8>(image, region, width, height, out)
+        };
+        done.map_err(|reason| Error::Config(format!("cannot take {region:?} of {whole:?}: {reason}")))
     }
 
-    fn resample(
+    fn resample<P: PixelTrait>(
         &mut self,
         image: &Image,
         region: &Region,
@@ -131,20 +136,21 @@ impl Resizer {
         out: &mut [u8],
     ) -> Result<(), Box<dyn std::error::Error>> {
         let (part, window) = parts(image, region);
-        let kind = if image.channels() == 3 { PixelType::U8x3 } else { PixelType::U8 };
-        let source = ImageRef::new(image.width(), image.height(), image.pixels(), kind)?;
-        let source = CroppedImage::new(&source, part.left, part.top, part.width, part.height)?;
+        let source =
+            TypedImageRef::<P>::from_buffer(image.width(), image.height(), image.pixels())?;
+        let source = TypedCroppedImage::new(source, part.left, part.top, part.width, part.height)?;
         let row = width as usize * usize::from(image.channels());
         self.rows.resize(part.height as usize * row, 0);
 
         let rows_len = f64::from(part.height);
         let across = self.options.crop(window.left, 0.0, window.width, rows_len);
-        let mut rows = FirImage::from_slice_u8(width, part.height, &mut self.rows, kind)?;
-        self.inner.resize(&source, &mut rows, &across)?;
+        let mut rows = TypedImage::<P>::from_buffer(width, part.height, &mut self.rows)?;
+        self.inner.resize_typed(&source, &mut rows, &across)?;
 
+        let rows = TypedImageRef::<P>::from_buffer(width, part.height, &self.rows)?;
         let down = self.options.crop(0.0, window.top, f64::from(width), window.height);
-        let mut target = FirImage::from_slice_u8(width, height, out, kind)?;
-        self.inner.resize(&rows, &mut target, &down)?;
+        let mut target = TypedImage::<P>::from_buffer(width, height, out)?;
+        self.inner.resize_typed(&rows, &mut target, &down)?;
         Ok(())
     }
 }
@@ -173,10 +179,15 @@ fn parts(image: &Image, region: &Region) -> (CropBox, Window) {
             let rows = ((last - first) as u32).max(1);
             let part = CropBox { left: 0, top: first as u32, width: image_width, height: rows };
             let top = top - first;
-            // Rounding must not carry the window past the last pixel.
-            let width = width.min(f64::from(image_width) - left);
-            let height = height.min(f64::from(rows) - top);
+            let width = clip(left, width, f64::from(image_width));
+            let height = clip(top, height, f64::from(rows));
             (part, Window { left, top, width, height })
         }
     }
+}
+
+/// `length`, cut so that rounding does not carry `start + length` past `end`.
+fn clip(start: f64, length: f64, end: f64) -> f64 {
+    let length = length.min(end - start);
+    if start + length > end { length - end * f64::EPSILON } else { length }
 }

@@ -1,0 +1,145 @@
+//! `aim-cli pretrain`.
+
+use std::path::Path;
+
+use aim_train::config::Resolved;
+use aim_train::signals::Stop;
+use aim_train::trainer::{self, Event, StepMetrics, Trainer};
+use anyhow::Result;
+use serde_json::json;
+
+use super::Outcome;
+use crate::args::{Pretrain, Resume};
+use crate::progress::{Pace, Progress, note, warn};
+use crate::stdout;
+use crate::table::{bytes, thousands};
+use crate::weights::check_device;
+
+pub(crate) fn run(args: &Pretrain, quiet: bool) -> Result<Outcome> {
+    check_device(args.device.device)?;
+    let resolved = args.config.resolve()?;
+    let resume = match &args.resume {
+        Resume::Auto => trainer::Resume::Auto,
+        Resume::Never => trainer::Resume::Never,
+        Resume::From(dir) => trainer::Resume::From(dir.clone()),
+    };
+    let (outcome, last) = pretrain(&resolved, &args.out, &resume, quiet)?;
+    if args.json {
+        stdout::print_json(&summary(&resolved, &args.out, outcome, last.as_ref()))?;
+    }
+    Ok(outcome)
+}
+
+/// Trains into `out`; returns how it ended and the last step's numbers, if any step ran.
+pub(crate) fn pretrain(
+    resolved: &Resolved,
+    out: &Path,
+    resume: &trainer::Resume,
+    quiet: bool,
+) -> Result<(Outcome, Option<StepMetrics>)> {
+    let stop = Stop::install()?;
+    let mut view = View::new(quiet, resolved);
+    let mut trainer = Trainer::open(resolved, out, resume, &mut |event: Event<'_>| view.show(&event))?;
+    let outcome = trainer.run(&stop, &mut |event: Event<'_>| view.show(&event));
+    view.progress.finish();
+    let outcome = match outcome? {
+        trainer::Outcome::Finished => {
+            note(quiet, &format!("done: {} steps in {}", resolved.config.train.steps, out.display()));
+            Outcome::Done
+        }
+        trainer::Outcome::Stopped(signal) => {
+            let name = signal.name();
+            note(quiet, &format!("stopped by {name}; everything is saved, the same command goes on from here"));
+            Outcome::Stopped
+        }
+    };
+    Ok((outcome, view.last))
+}
+
+/// What the user sees of a training run.
+struct View {
+    quiet: bool,
+    progress: Progress,
+    last: Option<StepMetrics>,
+    last_validation: Option<String>,
+    skipped: u64,
+}
+
+impl View {
+    /// Skipped images named one by one before the rest is only counted.
+    const NAMED: u64 = 10;
+
+    fn new(quiet: bool, resolved: &Resolved) -> Self {
+        let config = &resolved.config;
+        let pace = Pace::Steps(config.log.every_steps);
+        let progress = Progress::new(quiet, "step", config.train.steps, pace);
+        Self { quiet, progress, last: None, last_validation: None, skipped: 0 }
+    }
+
+    fn show(&mut self, event: &Event<'_>) {
+        match event {
+            Event::Ready { step, steps, parameters, memory, flops_per_image } => {
+                let line = format!(
+                    "{} parameters, {:.2} GFLOP an image, {} for a step's values; steps {step} to {steps}",
+                    thousands(*parameters as u64),
+                    *flops_per_image as f64 * 1e-9,
+                    bytes(memory.arena_bytes as u64),
+                );
+                self.progress.note(&line);
+            }
+            Event::Resumed { step, path } => {
+                self.progress.note(&format!("resumed from {} (step {step})", path.display()));
+            }
+            Event::CheckpointSkipped { path, reason } => {
+                self.progress.warn(&format!("checkpoint {} is passed over: {reason}", path.display()));
+            }
+            Event::DataNote(text) => self.progress.note(&format!("data: {text}")),
+            Event::SampleSkipped(skipped) => {
+                self.skipped += 1;
+                if self.skipped <= Self::NAMED {
+                    self.progress.warn(&format!("skipped {}", skipped.defect));
+                } else if self.skipped == Self::NAMED + 1 {
+                    self.progress.warn("more images are skipped; `aim-cli data check` lists them all");
+                }
+            }
+            Event::Step(metrics) => self.step(metrics),
+            Event::Saved { .. } => {}
+            _ => {}
+        }
+    }
+
+    fn step(&mut self, metrics: &StepMetrics) {
+        if let Some(v) = metrics.validation {
+            let line = format!(
+                "step {}: validation loss {:.4} (baseline {:.4}), from one patch on {:.4} (baseline {:.4})",
+                metrics.step, v.loss, v.baseline, v.loss_causal, v.baseline_causal
+            );
+            if !self.quiet {
+                self.progress.note(&line);
+            }
+            self.last_validation = Some(format!("val {:.4}", v.loss));
+        }
+        let validation = self.last_validation.as_deref().unwrap_or("");
+        self.progress.update(metrics.step, || {
+            let StepMetrics { loss, images_per_s, .. } = metrics;
+            format!("loss {loss:.4}  {validation}  {images_per_s:.0} img/s")
+        });
+        self.last = Some(*metrics);
+    }
+}
+
+fn summary(resolved: &Resolved, out: &Path, outcome: Outcome, last: Option<&StepMetrics>) -> serde_json::Value {
+    let validation = last.and_then(|metrics| metrics.validation);
+    json!({
+        "run": out,
+        "finished": outcome == Outcome::Done,
+        "step": last.map(|metrics| metrics.step),
+        "steps": resolved.config.train.steps,
+        "loss": last.map(|metrics| metrics.loss),
+        "images_seen": last.map(|metrics| metrics.images_seen),
+        "val_loss": validation.map(|v| v.loss),
+        "val_loss_causal": validation.map(|v| v.loss_causal),
+        "val_baseline": validation.map(|v| v.baseline),
+        "val_baseline_causal": validation.map(|v| v.baseline_causal),
+    })
+}
