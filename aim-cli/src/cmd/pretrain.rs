@@ -10,7 +10,7 @@ use serde_json::json;
 
 use super::Outcome;
 use crate::args::{Pretrain, Resume};
-use crate::progress::{Pace, Progress, note, warn};
+use crate::progress::{Pace, Progress, note};
 use crate::stdout;
 use crate::table::{bytes, thousands};
 use crate::weights::check_device;

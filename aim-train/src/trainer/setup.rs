@@ -149,7 +149,7 @@ impl Trainer {
             .then(|| {
                 let num_images = config.validation.num_images as u64;
                 let train = &mixture.sources()[0];
-                ValidationSet::new(&model, images, &validation_source, train, num_images, options)
+                ValidationSet::new(&model, images, &validation_source, train, num_images, options, observer)
             })
             .transpose()?;
         let (rule, tokens) = (prefix_rule(&config), config.model.num_patches());

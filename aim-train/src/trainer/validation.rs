@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use aim_data::augment::Transform;
-use aim_data::loader::{Batch, EvalLoader, Images, LoaderOptions, Pass};
+use aim_data::loader::{Batch, EvalLoader, Images, LoaderOptions, Pass, Skipped};
 use aim_data::source::Source;
 use aim_kernels::patch_loss::{self, PatchLoss};
 use aim_model::objective::{PrefixSampler, Selection};
@@ -11,7 +11,7 @@ use aim_model::pretrain::{PretrainModel, PretrainStep, Target};
 use aim_model::trunk::ImageBatch;
 use aim_tensor::{Parameters, PlanOptions};
 
-use super::events::Validation;
+use super::events::{Event, Observer, Validation};
 use super::pixels;
 use crate::error::TrainError;
 
@@ -29,7 +29,8 @@ pub(super) struct ValidationSet {
 }
 
 impl ValidationSet {
-    /// Loads `num_images` images of `source` (all, if it has fewer) and fits the baseline on images of `train`.
+    /// Loads `num_images` images of `source` (all, if it has fewer), tells which cannot be used, and fits the baseline
+    /// on images of `train`.
     pub(super) fn new(
         model: &PretrainModel,
         kind: ImageBatch,
@@ -37,18 +38,21 @@ impl ValidationSet {
         train: &Arc<dyn Source>,
         num_images: u64,
         options: LoaderOptions,
+        observer: &mut dyn Observer,
     ) -> Result<Self, TrainError> {
         let options = LoaderOptions { transform: Transform::eval(), ..options };
         let tokens = tokens(model, kind);
         let mut set = Self { batches: Vec::new(), selections: Vec::new(), baseline: [0.0; 2], step: None };
         // Any part of the source, the same every time: sources are often sorted by class.
         let pass = Pass { limit: Some(num_images), shuffle_seed: Some(0), augment_seed: 0 };
-        for_each_batch(source, options, pass, |batch| {
+        let skipped = for_each_batch(source, options, pass, |batch| {
             let fixed: Vec<i32> = batch.keys.iter().map(|&key| PrefixSampler::for_key(tokens, key)).collect();
             let causal = vec![1; batch.len()];
             set.selections.push([&fixed, &causal].map(|prefix| Selection::next_patch(prefix, tokens)));
             set.batches.push(batch.clone());
         })?;
+        // Training never meets these images, so nobody else would name them.
+        skipped.iter().for_each(|skipped| observer.event(Event::SampleSkipped(skipped)));
         let mean = Baseline::fit(model, kind, train, options)?;
         set.baseline = set.score_baseline(model, kind, &mean)?;
         Ok(set)
@@ -104,19 +108,19 @@ impl ValidationSet {
     }
 }
 
-/// Calls `each` for the batches of one pass.
+/// Calls `each` for the batches of one pass; returns the samples that could not be used.
 fn for_each_batch(
     source: &Arc<dyn Source>,
     options: LoaderOptions,
     pass: Pass,
     mut each: impl FnMut(&Batch),
-) -> Result<(), TrainError> {
+) -> Result<Vec<Skipped>, TrainError> {
     let mut loader = EvalLoader::new(source.clone(), options, pass)?;
     let mut batch = Batch::default();
     while loader.next_into(&mut batch)? {
         each(&batch);
     }
-    Ok(())
+    Ok(loader.take_skipped())
 }
 
 fn tokens(model: &PretrainModel, kind: ImageBatch) -> usize {
@@ -187,6 +191,7 @@ impl Baseline {
         let mut images = 0;
         let mut failed = None;
         let pass = Pass { limit: Some(BASELINE_IMAGES), shuffle_seed: Some(0), augment_seed: 0 };
+        // What is skipped here is met, and named, in training.
         for_each_batch(train, options, pass, |batch| match targets.of(batch) {
             Ok(values) => {
                 images += batch.len();
