@@ -52,7 +52,11 @@ impl Weights {
     }
 
     /// An extractor of these layers with the trunk's weights, or with fresh random ones.
-    pub(crate) fn extractor(&self, layers: &[usize], untrained: Option<u64>) -> Result<FeatureExtractor> {
+    pub(crate) fn extractor(
+        &self,
+        layers: &[usize],
+        untrained: Option<u64>,
+    ) -> Result<FeatureExtractor> {
         let mut params = FeatureExtractor::parameters(&self.config)?;
         match untrained {
             Some(seed) => init::initialize(&mut params, seed),
@@ -64,7 +68,10 @@ impl Weights {
     }
 
     /// How images are brought to the model.
-    pub(crate) fn image_options(&self, batch_size: usize) -> aim_train::probe::features::ImageOptions {
+    pub(crate) fn image_options(
+        &self,
+        batch_size: usize,
+    ) -> aim_train::probe::features::ImageOptions {
         let narrow = |values: [f64; 3]| values.map(|v| v as f32);
         aim_train::probe::features::ImageOptions {
             height: self.config.img_size.height,
@@ -107,8 +114,10 @@ pub(crate) fn parse_layers(text: &str, num_blocks: usize) -> Result<Vec<usize>, 
         // "last:6" is the paper's default; a model of fewer blocks uses them all.
         return Ok((num_blocks.saturating_sub(count)..num_blocks).collect());
     }
-    let layers: Vec<usize> =
-        text.split(',').map(|part| part.trim().parse().map_err(|_| usage())).collect::<Result<_, _>>()?;
+    let layers: Vec<usize> = text
+        .split(',')
+        .map(|part| part.trim().parse().map_err(|_| usage()))
+        .collect::<Result<_, _>>()?;
     if layers.iter().any(|&layer| layer >= num_blocks) {
         return Err(usage());
     }

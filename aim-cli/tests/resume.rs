@@ -1,6 +1,6 @@
 //! Runs that are killed, signalled and damaged end exactly as one that nothing happened to.
 // Clippy's leave for tests does not reach their helper functions.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::type_complexity, clippy::print_stdout, clippy::unwrap_used)]
 
 mod common;
 

@@ -80,8 +80,10 @@ pub enum Error {
     },
 
     /// More samples than tolerated could not be used.
-    #[error("{bad} of {seen} samples could not be used (tolerated: {tolerated}). First of them:{}",
-        list(first))]
+    #[error(
+        "{bad} of {seen} samples could not be used (tolerated: {tolerated}). First of them:{}",
+        list(first)
+    )]
     TooManyBad {
         /// Samples that could not be used.
         bad: u64,
@@ -155,12 +157,16 @@ pub enum ShardProblem {
     #[error("the member's name is {0}; shards hold relative names without `..` only")]
     UnsafePath(&'static str),
     /// A member that is no regular file.
-    #[error("the member is a {0}; shards hold regular files only. Pack them again with links \
-             followed (`tar --dereference --hard-dereference`)")]
+    #[error(
+        "the member is a {0}; shards hold regular files only. Pack them again with links \
+             followed (`tar --dereference --hard-dereference`)"
+    )]
     NotAFile(&'static str),
     /// Files of one sample do not follow each other.
-    #[error("its files are not next to each other (the sample began at byte {first}); \
-             sort the shard by name")]
+    #[error(
+        "its files are not next to each other (the sample began at byte {first}); \
+             sort the shard by name"
+    )]
     Interleaved {
         /// Where the earlier group of the same key began.
         first: u64,

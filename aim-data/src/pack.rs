@@ -98,13 +98,13 @@ pub fn pack(
             Err(defect) => report.skipped.push(defect),
         }
         let full = shard.as_ref().is_some_and(|writer| writer.samples >= *samples_per_shard);
-        if full || index + 1 == total {
-            if let Some(writer) = shard.take() {
-                let name = format!("{prefix}-{:06}.tar", report.shards.len());
-                let path = out_dir.join(name);
-                report.bytes += writer.finish(&path)?;
-                report.shards.push(path);
-            }
+        if (full || index + 1 == total)
+            && let Some(writer) = shard.take()
+        {
+            let name = format!("{prefix}-{:06}.tar", report.shards.len());
+            let path = out_dir.join(name);
+            report.bytes += writer.finish(&path)?;
+            report.shards.push(path);
         }
         if progress(Progress { done: index + 1, total }).is_break() && index + 1 < total {
             return Err(Error::Cancelled { done: index + 1, total });

@@ -34,13 +34,10 @@ pub(crate) struct Rng(ChaCha8Rng);
 
 impl Rng {
     pub(crate) fn new(purpose: Purpose, key: AugmentKey) -> Self {
-        let tag = u64::from(purpose as u32) << 32
-            | u64::from(key.source) << 16
-            | u64::from(key.attempt);
+        let tag =
+            u64::from(purpose as u32) << 32 | u64::from(key.source) << 16 | u64::from(key.attempt);
         let mut seed = [0; 32];
-        for (bytes, word) in
-            seed.chunks_exact_mut(8).zip([key.seed, key.epoch, key.index, tag])
-        {
+        for (bytes, word) in seed.chunks_exact_mut(8).zip([key.seed, key.epoch, key.index, tag]) {
             bytes.copy_from_slice(&word.to_le_bytes());
         }
         Self(ChaCha8Rng::from_seed(seed))

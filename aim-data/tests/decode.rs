@@ -128,7 +128,10 @@ fn truncated_files_are_errors_at_every_length() {
         // The last bytes of a PNG (its empty end chunk) carry no pixel.
         let end = bytes.len() - if name.ends_with("png") { 13 } else { 1 };
         for len in 1..end {
-            assert!(decode(&bytes[..len], &DecodeLimits::default()).is_err(), "{name} cut to {len}");
+            assert!(
+                decode(&bytes[..len], &DecodeLimits::default()).is_err(),
+                "{name} cut to {len}"
+            );
         }
     }
 }

@@ -1,5 +1,7 @@
 //! Packing, checking and describing.
 
+#![allow(clippy::unwrap_used)]
+
 use std::fs;
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -74,7 +76,9 @@ fn stored_files_are_packed_byte_for_byte_under_safe_keys() {
     let keys: Vec<String> = (0..3).map(|index| packed.key(index)).collect();
     assert_eq!(keys, ["class_a/w", "class_a/x_y", "class_a/x_y-2"]);
     for (index, name) in ["lossy.webp", "baseline.jpg", "rgba.png"].iter().enumerate() {
-        let Payload::Encoded(bytes) = packed.read(index as u64, 0).unwrap().payload else { panic!() };
+        let Payload::Encoded(bytes) = packed.read(index as u64, 0).unwrap().payload else {
+            panic!()
+        };
         assert_eq!(bytes, fs::read(fixtures.join(name)).unwrap());
     }
     assert_eq!(packed.num_classes(), Some(1));

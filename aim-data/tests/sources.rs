@@ -244,8 +244,7 @@ fn a_shard_cut_anywhere_is_an_error() {
     for len in 0..whole.len() - 1024 {
         let (_dir, opened) = shard(&whole[..len]);
         let error = opened.unwrap_err();
-        let truncated =
-            matches!(&error, Error::Shard { problem: ShardProblem::Truncated(_), .. });
+        let truncated = matches!(&error, Error::Shard { problem: ShardProblem::Truncated(_), .. });
         assert!(truncated, "{len}: {error}");
     }
 }
@@ -263,12 +262,11 @@ fn absurd_sizes_and_noise_are_refused() {
         assert!(matches!(problem(&tar, "p", 0), ShardProblem::BadHeader(_)), "{record}");
     }
     let pax = "13 size=9999\n";
-    let tar = Tar::new()
-        .member(b'x', "p", pax.len() as u64, pax.as_bytes())
-        .file("1.jpg", b"x")
-        .end();
+    let tar =
+        Tar::new().member(b'x', "p", pax.len() as u64, pax.as_bytes()).file("1.jpg", b"x").end();
     assert!(matches!(problem(&tar, "1.jpg", 1024), ShardProblem::Truncated(_)));
-    let noise: Vec<u8> = (0..4096u32).map(|at| (at.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    let noise: Vec<u8> =
+        (0..4096u32).map(|at| (at.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
     assert!(matches!(problem(&noise, "", 0), ShardProblem::BadHeader(_)));
 }
 
@@ -276,7 +274,10 @@ fn absurd_sizes_and_noise_are_refused() {
 fn an_archive_without_images_says_so() {
     let (_dir, opened) = shard(&Tar::new().file("1.txt", b"x").end());
     let error = opened.unwrap_err();
-    assert!(matches!(&error, Error::Empty { .. }) && error.to_string().contains("s.tar"), "{error}");
+    assert!(
+        matches!(&error, Error::Empty { .. }) && error.to_string().contains("s.tar"),
+        "{error}"
+    );
 }
 
 #[test]

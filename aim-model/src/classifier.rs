@@ -12,7 +12,9 @@
 
 use std::sync::Arc;
 
-use aim_tensor::{DType, ParamId, ParamLayout, ParamSpec, Parameters, Philox, PlanOptions, Session, Tape, Var};
+use aim_tensor::{
+    DType, ParamId, ParamLayout, ParamSpec, Parameters, Philox, PlanOptions, Session, Tape, Var,
+};
 
 use crate::error::ModelError;
 use crate::trunk::{bind, spec};
@@ -72,12 +74,16 @@ impl Probe {
             return Err(ModelError::BadConfig {
                 key: "num_classes",
                 value: classes.to_string(),
-                expected: format!("at least one class, and {heads} heads that divide the width {dim}"),
+                expected: format!(
+                    "at least one class, and {heads} heads that divide the width {dim}"
+                ),
             });
         }
         let layout = Arc::new(ParamLayout::new(Self::specs(config))?);
-        let running =
-            (bind(&layout, "head.bn.running_mean", [dim])?, bind(&layout, "head.bn.running_var", [dim])?);
+        let running = (
+            bind(&layout, "head.bn.running_mean", [dim])?,
+            bind(&layout, "head.bn.running_var", [dim])?,
+        );
         let weight = bind(&layout, "head.linear.weight", [classes, dim])?;
         let (attention, bias) = match kind {
             ProbeKind::Attentive => {
@@ -105,7 +111,9 @@ impl Probe {
                 specs.push(spec("head.k.weight".into(), [dim, dim], true, true));
                 specs.push(spec("head.v.weight".into(), [dim, dim], true, true));
             }
-            ProbeKind::Linear => specs.push(spec("head.linear.bias".into(), [classes], false, true)),
+            ProbeKind::Linear => {
+                specs.push(spec("head.linear.bias".into(), [classes], false, true))
+            }
         }
         specs
     }
@@ -138,14 +146,20 @@ impl Probe {
             random.fill_uniform(bound, params.value_mut(id));
         }
         if let Some(attention) = self.attention {
-            Philox::new(seed, "head.cls_token").fill_normal(0.02, params.value_mut(attention.queries));
+            Philox::new(seed, "head.cls_token")
+                .fill_normal(0.02, params.value_mut(attention.queries));
         }
         Ok(params)
     }
 
     /// Records the classifier on features `[batch, tokens, dim]`; returns the batch norm's output and the logits
     /// `[batch, classes]`. In training the batch norm uses the batch's own statistics.
-    fn record(&self, tape: &mut Tape, features: Var, training: bool) -> Result<(Var, Var), ModelError> {
+    fn record(
+        &self,
+        tape: &mut Tape,
+        features: Var,
+        training: bool,
+    ) -> Result<(Var, Var), ModelError> {
         let running = (!training).then_some(self.running);
         match self.attention {
             Some(Attention { queries, key, value }) => {
@@ -181,7 +195,12 @@ impl ProbeStep {
     ///
     /// # Errors
     /// When memory is short, or training is asked for on a single row.
-    pub fn new(probe: &Probe, batch: usize, tokens: usize, training: bool) -> Result<Self, ModelError> {
+    pub fn new(
+        probe: &Probe,
+        batch: usize,
+        tokens: usize,
+        training: bool,
+    ) -> Result<Self, ModelError> {
         let mut tape = Tape::new(probe.layout.clone());
         let features = tape.input([batch, tokens, probe.config.dim], DType::F32);
         let labels = tape.input([batch], DType::I32);
@@ -198,7 +217,12 @@ impl ProbeStep {
     ///
     /// # Errors
     /// When sizes differ from the plan's or a label is not below the number of classes.
-    pub fn forward(&mut self, params: &Parameters, features: &[f32], labels: &[i32]) -> Result<f64, ModelError> {
+    pub fn forward(
+        &mut self,
+        params: &Parameters,
+        features: &[f32],
+        labels: &[i32],
+    ) -> Result<f64, ModelError> {
         self.session.write_f32(self.features, features)?;
         self.session.write_i32(self.labels, labels)?;
         self.session.forward(params)?;

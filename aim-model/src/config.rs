@@ -15,7 +15,7 @@ pub struct ImageSize {
 }
 
 #[derive(Serialize, Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "expected a number of pixels or [height, width]")]
 enum SizeRepr {
     Square(usize),
     Rectangle([usize; 2]),
@@ -120,8 +120,7 @@ impl Default for AimConfig {
 }
 
 /// Names accepted by [`AimConfig::preset`], smallest first.
-pub const PRESETS: [&str; 6] =
-    ["aim-nano", "aim-micro", "aim-600M", "aim-1B", "aim-3B", "aim-7B"];
+pub const PRESETS: [&str; 6] = ["aim-nano", "aim-micro", "aim-600M", "aim-1B", "aim-3B", "aim-7B"];
 
 impl AimConfig {
     /// A named size: the paper's four (table 1) and two that train on a CPU.
@@ -202,7 +201,8 @@ impl AimConfig {
         for side in [self.img_size.height, self.img_size.width] {
             if side == 0 || side > 1 << 14 || !side.is_multiple_of(self.patch_size) {
                 let near = (side / self.patch_size).clamp(1, 64) * self.patch_size;
-                let expected = format!("a multiple of patch_size {}, such as {near}", self.patch_size);
+                let expected =
+                    format!("a multiple of patch_size {}, such as {near}", self.patch_size);
                 return bad("img_size", side, expected);
             }
         }
@@ -210,7 +210,11 @@ impl AimConfig {
             return bad("img_size", self.img_size.height, "at least two patches".into());
         }
         if !self.embed_dim.is_multiple_of(self.num_heads) {
-            return bad("num_heads", self.num_heads, format!("a divisor of embed_dim {}", self.embed_dim));
+            return bad(
+                "num_heads",
+                self.num_heads,
+                format!("a divisor of embed_dim {}", self.embed_dim),
+            );
         }
         if !(8..=256).contains(&self.head_dim()) || !self.head_dim().is_multiple_of(8) {
             let expected = format!(

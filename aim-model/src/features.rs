@@ -33,12 +33,19 @@ impl FeatureExtractor {
     ///
     /// # Errors
     /// When a layer does not exist or none is asked for.
-    pub fn new(config: &AimConfig, params: Parameters, layers: &[usize]) -> Result<Self, ModelError> {
+    pub fn new(
+        config: &AimConfig,
+        params: Parameters,
+        layers: &[usize],
+    ) -> Result<Self, ModelError> {
         if layers.is_empty() || layers.iter().any(|&layer| layer >= config.num_blocks) {
             return Err(ModelError::BadConfig {
                 key: "layers",
                 value: format!("{layers:?}"),
-                expected: format!("block indices from 0 to {}", config.num_blocks.saturating_sub(1)),
+                expected: format!(
+                    "block indices from 0 to {}",
+                    config.num_blocks.saturating_sub(1)
+                ),
             });
         }
         let trunk = Trunk::bind(config, params.layout())?;
@@ -74,7 +81,11 @@ impl FeatureExtractor {
         Ok(())
     }
 
-    fn record(&self, images: ImageBatch, old: Option<Session>) -> Result<(Session, TrunkVars), ModelError> {
+    fn record(
+        &self,
+        images: ImageBatch,
+        old: Option<Session>,
+    ) -> Result<(Session, TrunkVars), ModelError> {
         let mut tape = Tape::new(self.params.layout().clone());
         let depth = self.layers.iter().max().map_or(0, |last| last + 1);
         let vars = self.trunk.record(&mut tape, images, depth, false)?;

@@ -60,7 +60,9 @@ mod tests {
             let id = params.layout().id(name).unwrap();
             params.value(id).iter().fold(0.0_f32, |most, v| most.max(v.abs()))
         };
-        let near = |found: f32, bound: f32| assert!(found <= bound && found > 0.98 * bound, "{found} {bound}");
+        let near = |found: f32, bound: f32| {
+            assert!(found <= bound && found > 0.98 * bound, "{found} {bound}")
+        };
         near(most("trunk.blocks.0.attn.qkv.weight"), (6.0_f32 / 384.0).sqrt());
         near(most("trunk.blocks.0.mlp.fc1.weight"), (6.0_f32 / 960.0).sqrt());
         near(most("preprocessor.patchifier.proj.weight"), (6.0_f32 / 240.0).sqrt());

@@ -84,7 +84,9 @@ impl PrefixSampler {
                 for (i, slot) in slots.clone().enumerate() {
                     let s = match prefix.last() {
                         Some(partner) if i % 2 == 1 => self.tokens as i32 - partner,
-                        _ => 1 + self.random.below(self.tokens as u64 - 1, step, slot as u64) as i32,
+                        _ => {
+                            1 + self.random.below(self.tokens as u64 - 1, step, slot as u64) as i32
+                        }
                     };
                     prefix.push(s);
                 }
@@ -125,7 +127,10 @@ mod tests {
         }
         for counts in counts {
             // 3000 draws over 6 values: 500 each, standard deviation 20.
-            assert!(counts[0] == 0 && counts[1..].iter().all(|&n| (400..600).contains(&n)), "{counts:?}");
+            assert!(
+                counts[0] == 0 && counts[1..].iter().all(|&n| (400..600).contains(&n)),
+                "{counts:?}"
+            );
         }
         // An odd micro-batch draws its last one independently.
         sampler.draw(9, 0..3, &mut prefix);

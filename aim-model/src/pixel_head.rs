@@ -114,7 +114,8 @@ impl PixelHead {
         if let Some(layers) = &self.layers {
             let width = Self::width(&self.config);
             let eps = self.config.norm_eps;
-            let table = tape.constant([grid.0 * grid.1, width], sin_cos_2d(grid.0, grid.1, width))?;
+            let table =
+                tape.constant([grid.0 * grid.1, width], sin_cos_2d(grid.0, grid.1, width))?;
             x = tape.linear(x, layers.proj.0, Some(layers.proj.1), None)?;
             x = tape.positions(x, table, positions)?;
             tape.checkpoint(x);
@@ -140,9 +141,16 @@ impl Layers {
             .map(|i| {
                 let block = format!("pixel_head.blocks.{i}");
                 Ok(Block {
-                    norm_1: extra.map(|name| Norm::bind(layout, &format!("{block}.{name}"), width)).transpose()?,
+                    norm_1: extra
+                        .map(|name| Norm::bind(layout, &format!("{block}.{name}"), width))
+                        .transpose()?,
                     norm: Norm::bind(layout, &format!("{block}.{norm}"), width)?,
-                    mlp: Mlp::bind(layout, &format!("{block}.mlp"), width, width * config.mlp_ratio)?,
+                    mlp: Mlp::bind(
+                        layout,
+                        &format!("{block}.mlp"),
+                        width,
+                        width * config.mlp_ratio,
+                    )?,
                 })
             })
             .collect::<Result<_, ModelError>>()?;

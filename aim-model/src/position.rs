@@ -7,7 +7,8 @@
 /// `dim` is a multiple of 4.
 pub fn sin_cos_2d(rows: usize, columns: usize, dim: usize) -> Vec<f32> {
     let quarter = dim / 4;
-    let omega: Vec<f64> = (0..quarter).map(|j| 10_000_f64.powf(-(j as f64) / quarter as f64)).collect();
+    let omega: Vec<f64> =
+        (0..quarter).map(|j| 10_000_f64.powf(-(j as f64) / quarter as f64)).collect();
     let mut table = Vec::with_capacity(rows * columns * dim);
     for y in 0..rows {
         for x in 0..columns {
@@ -29,7 +30,8 @@ mod tests {
         let table = sin_cos_2d(2, 3, 8);
         // Token (y = 1, x = 2), frequencies 1 and 0.01.
         let row = &table[5 * 8..];
-        let expected = [2.0_f32.sin(), 0.02_f32.sin(), 2.0_f32.cos(), 0.02_f32.cos(), 1.0_f32.sin()];
+        let expected =
+            [2.0_f32.sin(), 0.02_f32.sin(), 2.0_f32.cos(), 0.02_f32.cos(), 1.0_f32.sin()];
         for (found, expected) in row.iter().zip(expected) {
             assert!((found - expected).abs() < 1e-6, "{found} {expected}");
         }

@@ -89,7 +89,11 @@ impl PretrainModel {
     ///
     /// # Errors
     /// When the image is no whole number of patches.
-    pub fn record(&self, images: ImageBatch, rows: usize) -> Result<(Tape, PretrainVars), ModelError> {
+    pub fn record(
+        &self,
+        images: ImageBatch,
+        rows: usize,
+    ) -> Result<(Tape, PretrainVars), ModelError> {
         self.record_with(images, rows, false)
     }
 
@@ -104,7 +108,8 @@ impl PretrainModel {
         differentiable_images: bool,
     ) -> Result<(Tape, PretrainVars), ModelError> {
         let mut tape = Tape::new(self.layout.clone());
-        let trunk = self.trunk.record(&mut tape, images, self.config.num_blocks, differentiable_images)?;
+        let trunk =
+            self.trunk.record(&mut tape, images, self.config.num_blocks, differentiable_images)?;
         let index = [(); 3].map(|()| tape.input([rows], DType::I32));
         let [rows, head_positions, targets] = index;
         let last = trunk.blocks.last().copied().unwrap_or(trunk.embed);
@@ -167,8 +172,14 @@ impl PretrainStep {
         Self::ready(Session::new(tape, options)?, vars, images, rows)
     }
 
-    fn ready(session: Session, vars: PretrainVars, images: ImageBatch, rows: usize) -> Result<Self, ModelError> {
-        let mut step = Self { session, vars, images, rows, head_positions: Vec::with_capacity(rows) };
+    fn ready(
+        session: Session,
+        vars: PretrainVars,
+        images: ImageBatch,
+        rows: usize,
+    ) -> Result<Self, ModelError> {
+        let mut step =
+            Self { session, vars, images, rows, head_positions: Vec::with_capacity(rows) };
         let tokens = step.tokens() as i32;
         let positions: Vec<i32> = (0..images.batch).flat_map(|_| 0..tokens).collect();
         step.session.write_i32(step.vars.trunk.positions, &positions)?;
@@ -290,10 +301,15 @@ mod tests {
             ("aim-7B", 6_445_404_160, 412_301_900_usize),
         ] {
             let config = AimConfig::preset(preset).unwrap();
-            let count = |specs: Vec<aim_tensor::ParamSpec>| specs.iter().map(|s| s.shape.len()).sum::<usize>();
+            let count = |specs: Vec<aim_tensor::ParamSpec>| {
+                specs.iter().map(|s| s.shape.len()).sum::<usize>()
+            };
             assert_eq!(count(Trunk::specs(&config, true)), trunk, "{preset} trunk");
             assert_eq!(count(PixelHead::specs(&config)), head, "{preset} head");
-            assert_eq!(PretrainModel::new(&config, Target::NormalizedPixels).unwrap().layout().count(), trunk + head);
+            assert_eq!(
+                PretrainModel::new(&config, Target::NormalizedPixels).unwrap().layout().count(),
+                trunk + head
+            );
         }
     }
 

@@ -14,14 +14,24 @@ use crate::error::ModelError;
 use crate::position::sin_cos_2d;
 
 /// Describes one parameter. Weight decay applies to matrices, not to biases and norms (ml-l3m's exclusion list).
-pub(crate) fn spec(name: String, shape: impl Into<Shape>, decay: bool, trainable: bool) -> ParamSpec {
+pub(crate) fn spec(
+    name: String,
+    shape: impl Into<Shape>,
+    decay: bool,
+    trainable: bool,
+) -> ParamSpec {
     ParamSpec { name, shape: shape.into(), decay, trainable }
 }
 
 /// Looks a parameter up and checks its shape.
-pub(crate) fn bind(layout: &ParamLayout, name: &str, shape: impl Into<Shape>) -> Result<ParamId, ModelError> {
+pub(crate) fn bind(
+    layout: &ParamLayout,
+    name: &str,
+    shape: impl Into<Shape>,
+) -> Result<ParamId, ModelError> {
     let shape = shape.into();
-    let id = layout.id(name).ok_or_else(|| ModelError::MissingParameter { name: name.to_owned() })?;
+    let id =
+        layout.id(name).ok_or_else(|| ModelError::MissingParameter { name: name.to_owned() })?;
     let found = layout.get(id).spec.shape;
     if found.len() != shape.len() {
         return Err(ModelError::ParameterShape { name: name.to_owned(), expected: shape, found });
@@ -63,12 +73,23 @@ pub(crate) struct Mlp {
 }
 
 impl Mlp {
-    pub(crate) fn specs(prefix: &str, dim: usize, hidden: usize, trainable: bool, specs: &mut Vec<ParamSpec>) {
+    pub(crate) fn specs(
+        prefix: &str,
+        dim: usize,
+        hidden: usize,
+        trainable: bool,
+        specs: &mut Vec<ParamSpec>,
+    ) {
         specs.push(spec(format!("{prefix}.fc1.weight"), [hidden, dim], true, trainable));
         specs.push(spec(format!("{prefix}.fc2.weight"), [dim, hidden], true, trainable));
     }
 
-    pub(crate) fn bind(layout: &ParamLayout, prefix: &str, dim: usize, hidden: usize) -> Result<Self, ModelError> {
+    pub(crate) fn bind(
+        layout: &ParamLayout,
+        prefix: &str,
+        dim: usize,
+        hidden: usize,
+    ) -> Result<Self, ModelError> {
         Ok(Self {
             fc1: bind(layout, &format!("{prefix}.fc1.weight"), [hidden, dim])?,
             fc2: bind(layout, &format!("{prefix}.fc2.weight"), [dim, hidden])?,
@@ -155,7 +176,12 @@ impl Trunk {
         let (dim, hidden) = (config.embed_dim, config.embed_dim * config.mlp_ratio);
         let patch = config.patch_size;
         let mut specs = vec![
-            spec("preprocessor.patchifier.proj.weight".into(), [dim, 3, patch, patch], true, trainable),
+            spec(
+                "preprocessor.patchifier.proj.weight".into(),
+                [dim, 3, patch, patch],
+                true,
+                trainable,
+            ),
             spec("preprocessor.patchifier.proj.bias".into(), [dim], false, trainable),
         ];
         Norm::specs("preprocessor.patchifier.norm", dim, trainable, &mut specs);
@@ -216,7 +242,9 @@ impl Trunk {
         let config = &self.config;
         let ImageBatch { batch, height, width, format } = images;
         let (images, normalize) = match format {
-            PixelFormat::U8 { mean, std } => (tape.input([batch, height, width, 3], DType::U8), (mean, std)),
+            PixelFormat::U8 { mean, std } => {
+                (tape.input([batch, height, width, 3], DType::U8), (mean, std))
+            }
             PixelFormat::F32 => {
                 let shape = [batch, 3, height, width];
                 let unused = ([0.0; 3], [1.0; 3]);
@@ -259,7 +287,13 @@ impl Trunk {
 }
 
 impl Block {
-    fn record(&self, tape: &mut Tape, x: Var, prefix: Var, config: &AimConfig) -> Result<Var, ModelError> {
+    fn record(
+        &self,
+        tape: &mut Tape,
+        x: Var,
+        prefix: Var,
+        config: &AimConfig,
+    ) -> Result<Var, ModelError> {
         let h = self.norm_1.record(tape, x, config.norm_eps)?;
         let qkv = tape.linear(h, self.qkv, None, None)?;
         let attended = tape.prefix_attention(qkv, prefix, config.num_heads)?;

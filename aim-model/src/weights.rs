@@ -129,7 +129,11 @@ fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, ModelErro
 ///
 /// # Errors
 /// When a parameter is missing in the file, or has another shape or a type that is no float.
-pub fn load(params: &mut Parameters, file: &SafeTensors, path: &Path) -> Result<Vec<String>, ModelError> {
+pub fn load(
+    params: &mut Parameters,
+    file: &SafeTensors,
+    path: &Path,
+) -> Result<Vec<String>, ModelError> {
     let layout = params.layout().clone();
     for param in layout.iter() {
         let Some(id) = layout.id(&param.spec.name) else { continue };
@@ -188,7 +192,8 @@ pub fn load_like(
                 found: format!("{:?}", view.shape),
             });
         }
-        view.copy_to_f32(&mut values[param.range.clone()]).map_err(aim_tensor::TensorError::from)?;
+        view.copy_to_f32(&mut values[param.range.clone()])
+            .map_err(aim_tensor::TensorError::from)?;
     }
     Ok(())
 }

@@ -1,6 +1,7 @@
 //! Block outputs and logits of a random ml-aim model, against the numbers that ml-aim computes for it.
 //!
 //! `AIM_FIXTURES` names another folder of fixtures of the same layout.
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test may fail and may talk")]
 
 use std::path::{Path, PathBuf};
 
@@ -55,7 +56,8 @@ fn blocks_and_logits_are_ml_aims() {
         let images = ImageBatch { batch, height, width, format: PixelFormat::F32 };
         trunk.run(images, Pixels::F32(&view.to_f32().unwrap())).unwrap();
         for layer in &layers {
-            let reference = expected.tensor(&format!("{name}.block_{layer}")).unwrap().to_f32().unwrap();
+            let reference =
+                expected.tensor(&format!("{name}.block_{layer}")).unwrap().to_f32().unwrap();
             let off = difference(trunk.layer(*layer).unwrap(), &reference);
             println!("{name} block {layer}: {off:.1e} of the largest value");
             assert!(off < 1e-4, "{name} block {layer}: {off}");

@@ -6,8 +6,8 @@ use aim_kernels::memory::Span;
 use aim_kernels::{batch_norm::BatchNorm, patch_loss::PatchLoss};
 
 use crate::forward::{
-    attention_pool_shape, cross_entropy_shape, gather_shape, layer_norm_shape, linear_shape, mean_pool_shape,
-    patchify_shape,
+    attention_pool_shape, cross_entropy_shape, gather_shape, layer_norm_shape, linear_shape,
+    mean_pool_shape, patchify_shape,
 };
 use crate::parameters::{ParamId, ParamLayout};
 use crate::plan::{Step, attention_shape};
@@ -19,19 +19,27 @@ pub(crate) fn run(run: &mut Run<'_>, step: &Step, grads: &mut [f32], scale: f32)
     let (tape, layout) = (run.tape, run.layout);
     let node = &tape.nodes[step.node as usize];
     let shape = |var: Var| tape.shape(var);
-    let input = |i: usize| step.inputs.get(i).map_or_else(Span::default, |&operand| run.span(operand));
-    let place = |buffer: Option<_>| buffer.map_or_else(Span::default, |buffer| run.plan.span(buffer));
+    let input =
+        |i: usize| step.inputs.get(i).map_or_else(Span::default, |&operand| run.span(operand));
+    let place =
+        |buffer: Option<_>| buffer.map_or_else(Span::default, |buffer| run.plan.span(buffer));
     let (x, y, dy) = (input(0), run.span(step.output), place(step.d_output));
     let (stats, scratch) = run.extras(step);
     let target = |i: usize| step.d_inputs.get(i).copied().flatten();
     // Place of the first input's gradient, if it is wanted, and whether to add to it.
     let wanted = target(0).is_some();
-    let (dx, accumulate) = (place(target(0).map(|t| t.buffer)), target(0).is_some_and(|t| t.accumulate));
+    let (dx, accumulate) =
+        (place(target(0).map(|t| t.buffer)), target(0).is_some_and(|t| t.accumulate));
     match node.op {
         Op::Patchify { images, patch_size, .. } => {
             let ([dy], [dx]) = run.arena.carve([dy], [dx]);
             if wanted {
-                k::patch_embed::cpu::unpatchify(patchify_shape(tape, images, patch_size), dy, dx, accumulate);
+                k::patch_embed::cpu::unpatchify(
+                    patchify_shape(tape, images, patch_size),
+                    dy,
+                    dx,
+                    accumulate,
+                );
             }
         }
         Op::Linear { x: x_var, weight, bias, .. } => {
@@ -71,7 +79,9 @@ pub(crate) fn run(run: &mut Run<'_>, step: &Step, grads: &mut [f32], scale: f32)
             let reads = [x, input(1), y, stats, dy];
             let ([x, prefix, y, lse, dy], [dx, scratch]) = run.arena.carve(reads, [dx, scratch]);
             let prefix = bytemuck::cast_slice(prefix);
-            k::prefix_attention::cpu::backward(kernel, x, prefix, y, lse, dy, dx, accumulate, scratch);
+            k::prefix_attention::cpu::backward(
+                kernel, x, prefix, y, lse, dy, dx, accumulate, scratch,
+            );
         }
         Op::GatherRows { x: x_var, index: index_var } => {
             let kernel = gather_shape(shape(x_var), shape(index_var));
@@ -100,10 +110,13 @@ pub(crate) fn run(run: &mut Run<'_>, step: &Step, grads: &mut [f32], scale: f32)
             let q = run.param(queries);
             let dv = place(target(1).map(|t| t.buffer));
             let reads = [x, input(1), stats, dy];
-            let ([keys, values, p, dy], [dk, dv, scratch]) = run.arena.carve(reads, [dx, dv, scratch]);
+            let ([keys, values, p, dy], [dk, dv, scratch]) =
+                run.arena.carve(reads, [dx, dv, scratch]);
             if let Some(dq) = trained(layout, queries) {
                 let dq = &mut grads[dq];
-                k::attention_pool::cpu::backward(kernel, q, keys, values, p, dy, dq, dk, dv, accumulate, scratch);
+                k::attention_pool::cpu::backward(
+                    kernel, q, keys, values, p, dy, dq, dk, dv, accumulate, scratch,
+                );
             }
         }
         Op::PatchLoss { pred, patch_size, normalize, .. } => {

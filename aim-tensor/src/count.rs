@@ -20,7 +20,10 @@ pub fn flops(tape: &Tape) -> Flops {
     tape.nodes().iter().fold(Flops::default(), |sum, node| {
         let Flops { forward, backward } = op_flops(tape, &node.op);
         let trains = tape.values[node.output.index()].requires_grad;
-        Flops { forward: sum.forward + forward, backward: sum.backward + if trains { backward } else { 0 } }
+        Flops {
+            forward: sum.forward + forward,
+            backward: sum.backward + if trains { backward } else { 0 },
+        }
     })
 }
 

@@ -3,8 +3,8 @@
 use aim_kernels as k;
 use aim_kernels::memory::Span;
 use aim_kernels::{
-    batch_norm::BatchNorm, gather_rows::GatherRows, layer_norm::LayerNorm, linear::Linear, mean_pool::MeanPool,
-    patch_embed::PatchEmbed, patch_loss::PatchLoss, positions::Positions,
+    batch_norm::BatchNorm, gather_rows::GatherRows, layer_norm::LayerNorm, linear::Linear,
+    mean_pool::MeanPool, patch_embed::PatchEmbed, patch_loss::PatchLoss, positions::Positions,
     softmax_cross_entropy::SoftmaxCrossEntropy,
 };
 
@@ -18,7 +18,8 @@ pub(crate) fn run(run: &mut Run<'_>, step: &Step) {
     let tape = run.tape;
     let node = &tape.nodes[step.node as usize];
     let shape = |var: Var| tape.shape(var);
-    let input = |i: usize| step.inputs.get(i).map_or_else(Span::default, |&operand| run.span(operand));
+    let input =
+        |i: usize| step.inputs.get(i).map_or_else(Span::default, |&operand| run.span(operand));
     let (x, y) = (input(0), run.span(step.output));
     let (stats, scratch) = run.extras(step);
     match node.op {
@@ -28,7 +29,13 @@ pub(crate) fn run(run: &mut Run<'_>, step: &Step) {
             match tape.values[images.index()].dtype {
                 DType::U8 => {
                     let pixels: &[u8] = bytemuck::cast_slice(x);
-                    k::patch_embed::cpu::patchify_u8(kernel, &pixels[..kernel.image_len()], mean, std, y);
+                    k::patch_embed::cpu::patchify_u8(
+                        kernel,
+                        &pixels[..kernel.image_len()],
+                        mean,
+                        std,
+                        y,
+                    );
                 }
                 _ => k::patch_embed::cpu::patchify(kernel, x, y),
             }
@@ -61,8 +68,16 @@ pub(crate) fn run(run: &mut Run<'_>, step: &Step) {
         }
         Op::PrefixAttention { qkv, heads, .. } => {
             let kernel = attention_shape(tape, qkv, heads);
-            let ([x, prefix], [y, lse, scratch]) = run.arena.carve([x, input(1)], [y, stats, scratch]);
-            k::prefix_attention::cpu::forward(kernel, x, bytemuck::cast_slice(prefix), y, lse, scratch);
+            let ([x, prefix], [y, lse, scratch]) =
+                run.arena.carve([x, input(1)], [y, stats, scratch]);
+            k::prefix_attention::cpu::forward(
+                kernel,
+                x,
+                bytemuck::cast_slice(prefix),
+                y,
+                lse,
+                scratch,
+            );
         }
         Op::GatherRows { x: x_var, index } => {
             let kernel = gather_shape(shape(x_var), shape(index));
@@ -91,7 +106,9 @@ pub(crate) fn run(run: &mut Run<'_>, step: &Step) {
             let ([x], [y, stats]) = run.arena.carve([x], [y, stats]);
             let (mean, rstd) = stats.split_at_mut(kernel.dim);
             match running {
-                Some((mean, variance)) => k::batch_norm::cpu::forward_evaluation(kernel, x, mean, variance, y),
+                Some((mean, variance)) => {
+                    k::batch_norm::cpu::forward_evaluation(kernel, x, mean, variance, y)
+                }
                 None => k::batch_norm::cpu::forward_training(kernel, x, y, mean, rstd, None),
             }
         }
@@ -117,7 +134,8 @@ pub(crate) fn run(run: &mut Run<'_>, step: &Step) {
 pub(crate) fn patchify_shape(tape: &Tape, images: Var, patch: usize) -> PatchEmbed {
     let value = &tape.values[images.index()];
     let dims = value.shape.dims();
-    let (height, width) = if value.dtype == DType::U8 { (dims[1], dims[2]) } else { (dims[2], dims[3]) };
+    let (height, width) =
+        if value.dtype == DType::U8 { (dims[1], dims[2]) } else { (dims[2], dims[3]) };
     PatchEmbed { batch: dims[0], height, width, patch }
 }
 
@@ -145,7 +163,13 @@ pub(crate) fn attention_pool_shape(
 ) -> k::attention_pool::AttentionPool {
     let dims = keys.dims();
     let queries = tape.layout.get(queries).spec.shape.rows();
-    k::attention_pool::AttentionPool { batch: dims[0], tokens: dims[1], queries, heads, head_dim: dims[2] / heads }
+    k::attention_pool::AttentionPool {
+        batch: dims[0],
+        tokens: dims[1],
+        queries,
+        heads,
+        head_dim: dims[2] / heads,
+    }
 }
 
 pub(crate) fn cross_entropy_shape(logits: Shape) -> SoftmaxCrossEntropy {

@@ -23,10 +23,17 @@ impl Tape {
             (&[b, h, w, 3], DType::U8) | (&[b, 3, h, w], DType::F32) => (b, h, w),
             _ => {
                 let expected = "u8 [batch, height, width, 3] or f32 [batch, 3, height, width]";
-                return Err(TensorError::BadArgument { op: OP, expected, found: format!("{dtype} {shape}") });
+                return Err(TensorError::BadArgument {
+                    op: OP,
+                    expected,
+                    found: format!("{dtype} {shape}"),
+                });
             }
         };
-        if patch_size == 0 || !height.is_multiple_of(patch_size) || !width.is_multiple_of(patch_size) {
+        if patch_size == 0
+            || !height.is_multiple_of(patch_size)
+            || !width.is_multiple_of(patch_size)
+        {
             let expected = "image sides that are multiples of the patch size";
             return Err(TensorError::BadArgument {
                 op: OP,
@@ -64,7 +71,12 @@ impl Tape {
         if let Some(residual) = residual {
             let found = self.f32_shape(OP, residual)?;
             if found.len() != output.len() || found.last() != outputs || residual == x {
-                return Err(mismatch(OP, "an output and a residual, not x itself, of one shape", output, found));
+                return Err(mismatch(
+                    OP,
+                    "an output and a residual, not x itself, of one shape",
+                    output,
+                    found,
+                ));
             }
         }
         Ok(self.push(Op::Linear { x, weight, bias, residual }, output, 0))
@@ -74,7 +86,13 @@ impl Tape {
     ///
     /// # Errors
     /// When weight or bias is not as long as the last dimension.
-    pub fn layer_norm(&mut self, x: Var, weight: ParamId, bias: ParamId, eps: f32) -> Result<Var, TensorError> {
+    pub fn layer_norm(
+        &mut self,
+        x: Var,
+        weight: ParamId,
+        bias: ParamId,
+        eps: f32,
+    ) -> Result<Var, TensorError> {
         const OP: &str = "layer_norm";
         let shape = self.f32_shape(OP, x)?;
         for found in [self.param_shape(weight), self.param_shape(bias)] {
@@ -113,7 +131,12 @@ impl Tape {
     ///
     /// # Errors
     /// When the last dimension is not three times a multiple of `heads`.
-    pub fn prefix_attention(&mut self, qkv: Var, prefix: Var, heads: usize) -> Result<Var, TensorError> {
+    pub fn prefix_attention(
+        &mut self,
+        qkv: Var,
+        prefix: Var,
+        heads: usize,
+    ) -> Result<Var, TensorError> {
         const OP: &str = "prefix_attention";
         let shape = self.f32_shape(OP, qkv)?;
         let &[batch, tokens, width] = shape.dims() else {
@@ -122,7 +145,11 @@ impl Tape {
         };
         if heads == 0 || !width.is_multiple_of(3 * heads) {
             let expected = "a width that is 3 * heads * head_dim";
-            return Err(TensorError::BadArgument { op: OP, expected, found: format!("{width} for {heads} heads") });
+            return Err(TensorError::BadArgument {
+                op: OP,
+                expected,
+                found: format!("{width} for {heads} heads"),
+            });
         }
         self.index_shape(OP, prefix, batch)?;
         let op = Op::PrefixAttention { qkv, prefix, heads };
@@ -160,7 +187,11 @@ impl Tape {
     pub fn average(&mut self, inputs: &[Var]) -> Result<Var, TensorError> {
         const OP: &str = "average";
         let [first, rest @ ..] = inputs else {
-            return Err(TensorError::BadArgument { op: OP, expected: "at least one value", found: "none".into() });
+            return Err(TensorError::BadArgument {
+                op: OP,
+                expected: "at least one value",
+                found: "none".into(),
+            });
         };
         let shape = self.f32_shape(OP, *first)?;
         for other in rest {
@@ -187,20 +218,34 @@ impl Tape {
     /// # Errors
     /// When the running statistics are not as long as the last dimension, or a batch of one row is to be normalised
     /// by itself.
-    pub fn batch_norm(&mut self, x: Var, running: Option<(ParamId, ParamId)>, eps: f32) -> Result<Var, TensorError> {
+    pub fn batch_norm(
+        &mut self,
+        x: Var,
+        running: Option<(ParamId, ParamId)>,
+        eps: f32,
+    ) -> Result<Var, TensorError> {
         const OP: &str = "batch_norm";
         let shape = self.f32_shape(OP, x)?;
         match running {
             Some((mean, variance)) => {
                 for found in [self.param_shape(mean), self.param_shape(variance)] {
                     if found.len() != shape.last() {
-                        return Err(mismatch(OP, "x [rows, dim] and statistics [dim]", shape, found));
+                        return Err(mismatch(
+                            OP,
+                            "x [rows, dim] and statistics [dim]",
+                            shape,
+                            found,
+                        ));
                     }
                 }
             }
             None if shape.rows() < 2 => {
                 let expected = "at least two rows to normalise by their own statistics";
-                return Err(TensorError::BadArgument { op: OP, expected, found: shape.to_string() });
+                return Err(TensorError::BadArgument {
+                    op: OP,
+                    expected,
+                    found: shape.to_string(),
+                });
             }
             None => {}
         }
@@ -222,16 +267,30 @@ impl Tape {
         let [batch, tokens, dim] = self.rank3(OP, keys)?;
         let found = self.f32_shape(OP, values)?;
         if found != self.shape(keys) || keys == values {
-            return Err(mismatch(OP, "different keys and values of one shape", self.shape(keys), found));
+            return Err(mismatch(
+                OP,
+                "different keys and values of one shape",
+                self.shape(keys),
+                found,
+            ));
         }
         let trains = [keys, values].map(|var| self.values[var.index()].requires_grad);
         if trains != [self.layout.get(queries).spec.trainable; 2] {
             let expected = "queries, keys and values that all train or are all frozen";
-            return Err(TensorError::BadArgument { op: OP, expected, found: format!("keys, values: {trains:?}") });
+            return Err(TensorError::BadArgument {
+                op: OP,
+                expected,
+                found: format!("keys, values: {trains:?}"),
+            });
         }
         let q = self.param_shape(queries);
         if q.last() != dim || heads == 0 || !dim.is_multiple_of(heads) {
-            return Err(mismatch(OP, "queries [1, queries, dim], dim a multiple of heads", q, found));
+            return Err(mismatch(
+                OP,
+                "queries [1, queries, dim], dim a multiple of heads",
+                q,
+                found,
+            ));
         }
         let stats = batch * heads * q.rows() * tokens;
         Ok(self.push(Op::AttentionPool { queries, keys, values, heads }, [batch, dim], stats))
@@ -252,7 +311,12 @@ impl Tape {
         const OP: &str = "patch_loss";
         let (shape, found) = (self.f32_shape(OP, pred)?, self.f32_shape(OP, patches)?);
         if shape.last() != found.last() || shape.last() != 3 * patch_size * patch_size {
-            return Err(mismatch(OP, "predictions and patches of 3 * patch_size^2 values", shape, found));
+            return Err(mismatch(
+                OP,
+                "predictions and patches of 3 * patch_size^2 values",
+                shape,
+                found,
+            ));
         }
         self.index_shape(OP, targets, shape.rows())?;
         let op = Op::PatchLoss { pred, patches, targets, patch_size, normalize };
@@ -294,7 +358,11 @@ impl Tape {
     fn index_shape(&self, op: &'static str, index: Var, rows: usize) -> Result<(), TensorError> {
         let value = &self.values[index.index()];
         if value.dtype != DType::I32 {
-            return Err(TensorError::DTypeMismatch { op, expected: DType::I32, found: value.dtype });
+            return Err(TensorError::DTypeMismatch {
+                op,
+                expected: DType::I32,
+                found: value.dtype,
+            });
         }
         if value.shape.len() != rows {
             return Err(mismatch(op, "one index a row", [rows].into(), value.shape));
@@ -303,10 +371,18 @@ impl Tape {
     }
 
     fn push(&mut self, op: Op, shape: impl Into<Shape>, stats: usize) -> Var {
-        let reaches = op.inputs().iter().zip(op.differentiable()).any(|(v, d)| d && self.values[v.index()].requires_grad);
+        let reaches = op
+            .inputs()
+            .iter()
+            .zip(op.differentiable())
+            .any(|(v, d)| d && self.values[v.index()].requires_grad);
         let trains = op.params().iter().any(|&id| self.layout.get(id).spec.trainable);
-        let output =
-            self.push_value(shape.into(), DType::F32, Source::Node(self.nodes.len() as u32), reaches || trains);
+        let output = self.push_value(
+            shape.into(),
+            DType::F32,
+            Source::Node(self.nodes.len() as u32),
+            reaches || trains,
+        );
         self.nodes.push(Node { op, output, stats });
         output
     }

@@ -56,7 +56,9 @@ impl ParamLayout {
     /// # Errors
     /// [`TensorError::DuplicateParameter`].
     pub fn new(mut specs: Vec<ParamSpec>) -> Result<Self, TensorError> {
-        specs.sort_by(|a, b| (!a.trainable, !a.decay, &a.name).cmp(&(!b.trainable, !b.decay, &b.name)));
+        specs.sort_by(|a, b| {
+            (!a.trainable, !a.decay, &a.name).cmp(&(!b.trainable, !b.decay, &b.name))
+        });
         let mut layout = Self::default();
         for spec in specs {
             let start = layout.total;
@@ -188,7 +190,9 @@ impl Parameters {
 
     /// Sets all gradients to zero.
     pub fn zero_grads(&mut self) {
-        aim_kernels::cpu::pool::for_each_chunk(&mut self.grads, 1 << 16, |_, chunk| chunk.fill(0.0));
+        aim_kernels::cpu::pool::for_each_chunk(&mut self.grads, 1 << 16, |_, chunk| {
+            chunk.fill(0.0)
+        });
     }
 
     /// Every parameter with its values, in the arena's order.
@@ -232,6 +236,8 @@ mod tests {
         let id = |name| params.layout().id(name).unwrap();
         assert_eq!(params.grad(id("a")).map(<[f32]>::len), Some(3));
         assert_eq!(params.grad(id("frozen")), None);
-        assert!(ParamLayout::new(vec![spec("a", 1, true, true), spec("a", 1, true, true)]).is_err());
+        assert!(
+            ParamLayout::new(vec![spec("a", 1, true, true), spec("a", 1, true, true)]).is_err()
+        );
     }
 }

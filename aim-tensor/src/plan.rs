@@ -236,7 +236,8 @@ impl<'a> Planner<'a> {
     }
 
     fn backward(&mut self, recompute: Recompute) -> Result<(), TensorError> {
-        let Some(loss) = self.tape.loss.filter(|loss| self.tape.values[loss.index()].requires_grad) else {
+        let Some(loss) = self.tape.loss.filter(|loss| self.tape.values[loss.index()].requires_grad)
+        else {
             return Err(TensorError::BadArgument {
                 op: "backward",
                 expected: "a loss that depends on something trainable",
@@ -313,20 +314,26 @@ impl<'a> Planner<'a> {
             // x is there for the weight's gradient only.
             saves[0] = self.tape.layout.get(weight).spec.trainable;
         }
-        let inputs: Vec<_> =
-            vars.iter().zip(saves).map(|(&var, saved)| if saved { self.value(var) } else { Operand::Absent }).collect();
+        let inputs: Vec<_> = vars
+            .iter()
+            .zip(saves)
+            .map(|(&var, saved)| if saved { self.value(var) } else { Operand::Absent })
+            .collect();
         let output = if n.op.saves_output() { self.value(n.output) } else { Operand::Absent };
         let step = self.steps.len();
         inputs.iter().chain([&output]).for_each(|&operand| self.touch(operand, step));
         if let Some(stats) = self.stats[node] {
             self.touch(Operand::Buffer(stats), step);
         }
-        let d_output = self.grads[n.output.index()].inspect(|&grad| self.touch(Operand::Buffer(grad), step));
+        let d_output =
+            self.grads[n.output.index()].inspect(|&grad| self.touch(Operand::Buffer(grad), step));
 
         let wanted: Vec<bool> = vars
             .iter()
             .zip(n.op.differentiable())
-            .map(|(var, differentiable)| differentiable && self.tape.values[var.index()].requires_grad)
+            .map(|(var, differentiable)| {
+                differentiable && self.tape.values[var.index()].requires_grad
+            })
             .collect();
         let passes_gradient = n.op.passes_gradient();
         let mut d_inputs = vec![None; vars.len()];
@@ -404,7 +411,10 @@ impl<'a> Planner<'a> {
             }
         }
         let (spans, words) = place(&self.buffers);
-        let memory = Memory { arena_bytes: words * 4, by_category: fullest(&self.buffers, self.steps.len()) };
+        let memory = Memory {
+            arena_bytes: words * 4,
+            by_category: fullest(&self.buffers, self.steps.len()),
+        };
         Plan {
             steps: self.steps,
             forward_steps,
@@ -429,7 +439,8 @@ fn place(buffers: &[Buffer]) -> (Vec<Span>, usize) {
         let buffer = &buffers[i];
         let mut start = 0;
         for &other in &placed {
-            let lives_with = buffers[other].first <= buffer.last && buffer.first <= buffers[other].last;
+            let lives_with =
+                buffers[other].first <= buffer.last && buffer.first <= buffers[other].last;
             if lives_with {
                 if spans[other].start >= start + buffer.words {
                     break;

@@ -40,8 +40,10 @@ impl Session {
         let words = plan.memory().arena_bytes / 4;
         let arena = match arena {
             Some(arena) if arena.words() >= words => arena,
-            _ => Arena::new(words)
-                .map_err(|e| TensorError::OutOfMemory { what: "the values of one step", bytes: e.bytes })?,
+            _ => Arena::new(words).map_err(|e| TensorError::OutOfMemory {
+                what: "the values of one step",
+                bytes: e.bytes,
+            })?,
         };
         Ok(Self { tape, plan, arena })
     }
@@ -73,12 +75,12 @@ impl Session {
     pub fn write_i32(&mut self, var: Var, data: &[i32]) -> Result<(), TensorError> {
         let span = self.input(var, DType::I32, data.len())?;
         for node in &self.tape.nodes {
-            if let Some(rows) = indexed_rows(&self.tape, &node.op, var) {
-                if let Some(position) = data.iter().position(|&i| !rows.contains(&i64::from(i))) {
-                    let (op, index) = (node.op.name(), data[position]);
-                    let rows = rows.end.max(0) as usize;
-                    return Err(TensorError::IndexOutOfRange { op, index, position, rows });
-                }
+            if let Some(rows) = indexed_rows(&self.tape, &node.op, var)
+                && let Some(position) = data.iter().position(|&i| !rows.contains(&i64::from(i)))
+            {
+                let (op, index) = (node.op.name(), data[position]);
+                let rows = rows.end.max(0) as usize;
+                return Err(TensorError::IndexOutOfRange { op, index, position, rows });
             }
         }
         bytemuck::cast_slice_mut(self.arena.write(span)).copy_from_slice(data);
@@ -99,12 +101,17 @@ impl Session {
     fn input(&self, var: Var, dtype: DType, found: usize) -> Result<Span, TensorError> {
         let value = &self.tape.values[var.index()];
         if value.source != Source::Input || value.dtype != dtype {
-            return Err(TensorError::DTypeMismatch { op: "input", expected: value.dtype, found: dtype });
+            return Err(TensorError::DTypeMismatch {
+                op: "input",
+                expected: value.dtype,
+                found: dtype,
+            });
         }
         if value.shape.len() != found {
             return Err(TensorError::InputLength { shape: value.shape, found });
         }
-        Ok(self.plan.values[var.index()].map_or_else(Span::default, |buffer| self.plan.span(buffer)))
+        Ok(self.plan.values[var.index()]
+            .map_or_else(Span::default, |buffer| self.plan.span(buffer)))
     }
 
     /// Computes every value from the inputs.
@@ -115,7 +122,8 @@ impl Session {
         self.check(params)?;
         let (layout, values) = (params.layout(), params.values());
         for step in &self.plan.steps[..self.plan.forward_steps] {
-            let mut run = Run { tape: &self.tape, plan: &self.plan, arena: &mut self.arena, layout, values };
+            let mut run =
+                Run { tape: &self.tape, plan: &self.plan, arena: &mut self.arena, layout, values };
             forward::run(&mut run, step);
         }
         Ok(())
@@ -139,7 +147,8 @@ impl Session {
         }
         let (layout, values, grads) = params.split();
         for step in steps {
-            let mut run = Run { tape: &self.tape, plan: &self.plan, arena: &mut self.arena, layout, values };
+            let mut run =
+                Run { tape: &self.tape, plan: &self.plan, arena: &mut self.arena, layout, values };
             match step.kind {
                 StepKind::Forward => forward::run(&mut run, step),
                 StepKind::Backward => backward::run(&mut run, step, grads, scale),
@@ -192,7 +201,8 @@ impl Session {
     pub fn batch_statistics(&self, var: Var) -> Result<(&[f32], &[f32]), TensorError> {
         let value = &self.tape.values[var.index()];
         if let Source::Node(node) = value.source {
-            let batch_norm = matches!(self.tape.nodes[node as usize].op, Op::BatchNorm { running: None, .. });
+            let batch_norm =
+                matches!(self.tape.nodes[node as usize].op, Op::BatchNorm { running: None, .. });
             if let (true, Some(buffer)) = (batch_norm, self.plan.stats[node as usize]) {
                 let stats = self.arena.read(self.plan.span(buffer));
                 return Ok(stats.split_at(stats.len() / 2));
@@ -213,8 +223,12 @@ fn indexed_rows(tape: &Tape, op: &Op, var: Var) -> Option<std::ops::Range<i64>> 
         Op::Positions { table, index, .. } if index == var => Some(rows(table)),
         Op::GatherRows { x, index } if index == var => Some(rows(x)),
         Op::PatchLoss { patches, targets, .. } if targets == var => Some(rows(patches)),
-        Op::PrefixAttention { qkv, prefix, .. } if prefix == var => Some(0..tape.shape(qkv).dims()[1] as i64 + 1),
-        Op::CrossEntropy { logits, labels } if labels == var => Some(i64::MIN..tape.shape(logits).last() as i64),
+        Op::PrefixAttention { qkv, prefix, .. } if prefix == var => {
+            Some(0..tape.shape(qkv).dims()[1] as i64 + 1)
+        }
+        Op::CrossEntropy { logits, labels } if labels == var => {
+            Some(i64::MIN..tape.shape(logits).last() as i64)
+        }
         _ => None,
     }
 }
@@ -239,7 +253,8 @@ impl<'a> Run<'a> {
 
     /// Places of a step's statistics and scratch.
     pub(crate) fn extras(&self, step: &Step) -> (Span, Span) {
-        let place = |buffer: Option<_>| buffer.map_or_else(Span::default, |buffer| self.plan.span(buffer));
+        let place =
+            |buffer: Option<_>| buffer.map_or_else(Span::default, |buffer| self.plan.span(buffer));
         (place(step.stats), place(step.scratch))
     }
 

@@ -170,7 +170,10 @@ impl Op {
         match *self {
             Self::Patchify { images, .. } => vec![images],
             Self::Linear { x, residual, .. } => std::iter::once(x).chain(residual).collect(),
-            Self::LayerNorm { x, .. } | Self::Gelu { x } | Self::MeanPool { x } | Self::BatchNorm { x, .. } => vec![x],
+            Self::LayerNorm { x, .. }
+            | Self::Gelu { x }
+            | Self::MeanPool { x }
+            | Self::BatchNorm { x, .. } => vec![x],
             Self::Positions { x, table, index } => vec![x, table, index],
             Self::PrefixAttention { qkv, prefix, .. } => vec![qkv, prefix],
             Self::GatherRows { x, index } => vec![x, index],
@@ -196,7 +199,9 @@ impl Op {
     pub(crate) fn differentiable(&self) -> Vec<bool> {
         match self {
             Self::Positions { .. } | Self::PatchLoss { .. } => vec![true, false, false],
-            Self::PrefixAttention { .. } | Self::GatherRows { .. } | Self::CrossEntropy { .. } => vec![true, false],
+            Self::PrefixAttention { .. } | Self::GatherRows { .. } | Self::CrossEntropy { .. } => {
+                vec![true, false]
+            }
             // Running statistics are for inference.
             Self::BatchNorm { running: Some(_), .. } => vec![false],
             other => vec![true; other.inputs().len()],
@@ -216,9 +221,13 @@ impl Op {
     /// For each input: does the backward pass read its value?
     pub(crate) fn saves_input(&self) -> Vec<bool> {
         match self {
-            Self::Linear { residual, .. } => [true, false][..1 + usize::from(residual.is_some())].to_vec(),
+            Self::Linear { residual, .. } => {
+                [true, false][..1 + usize::from(residual.is_some())].to_vec()
+            }
             Self::LayerNorm { .. } | Self::Gelu { .. } | Self::BatchNorm { .. } => vec![true],
-            Self::PrefixAttention { .. } | Self::AttentionPool { .. } | Self::CrossEntropy { .. } => vec![true, true],
+            Self::PrefixAttention { .. }
+            | Self::AttentionPool { .. }
+            | Self::CrossEntropy { .. } => vec![true, true],
             Self::GatherRows { .. } => vec![false, true],
             Self::PatchLoss { .. } => vec![true; 3],
             other => vec![false; other.inputs().len()],
@@ -297,13 +306,22 @@ impl Tape {
     ///
     /// # Errors
     /// [`TensorError::InputLength`] when data and shape differ in size.
-    pub fn constant(&mut self, shape: impl Into<Shape>, data: Vec<f32>) -> Result<Var, TensorError> {
+    pub fn constant(
+        &mut self,
+        shape: impl Into<Shape>,
+        data: Vec<f32>,
+    ) -> Result<Var, TensorError> {
         let shape = shape.into();
         if data.len() != shape.len() {
             return Err(TensorError::InputLength { shape, found: data.len() });
         }
         self.constants.push(data);
-        Ok(self.push_value(shape, DType::F32, Source::Constant(self.constants.len() as u32 - 1), false))
+        Ok(self.push_value(
+            shape,
+            DType::F32,
+            Source::Constant(self.constants.len() as u32 - 1),
+            false,
+        ))
     }
 
     /// Shape of a value.
@@ -333,7 +351,13 @@ impl Tape {
         &self.nodes
     }
 
-    pub(crate) fn push_value(&mut self, shape: Shape, dtype: DType, source: Source, requires_grad: bool) -> Var {
+    pub(crate) fn push_value(
+        &mut self,
+        shape: Shape,
+        dtype: DType,
+        source: Source,
+        requires_grad: bool,
+    ) -> Var {
         let value = Value { shape, dtype, source, requires_grad, output: false, checkpoint: false };
         self.values.push(value);
         Var(self.values.len() as u32 - 1)

@@ -41,7 +41,9 @@ impl AdamW {
     /// regularization"): one pass over memory.
     pub fn step(&mut self, params: &mut Parameters, update: Update) {
         let (layout, values, grads) = params.trainable_mut();
-        for (range, weight_decay) in [(layout.decayed(), update.weight_decay), (layout.undecayed(), 0.0)] {
+        for (range, weight_decay) in
+            [(layout.decayed(), update.weight_decay), (layout.undecayed(), 0.0)]
+        {
             let settings = adamw::AdamW {
                 lr: update.lr,
                 beta1: update.betas[0],

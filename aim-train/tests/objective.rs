@@ -1,4 +1,5 @@
 //! The objective has no leak: what a prediction may not see, it cannot learn from.
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test may fail and may talk")]
 
 use std::sync::Arc;
 
@@ -57,7 +58,8 @@ fn loss_on_noise(shift: i32) -> f64 {
         let mut selection = Selection::next_patch(&prefix, TOKENS);
         selection.targets.iter_mut().for_each(|target| *target += shift - 1);
         params.zero_grads();
-        let loss = step.forward(&params, Pixels::F32(&pixels), &selection).unwrap() / step.rows() as f64;
+        let loss =
+            step.forward(&params, Pixels::F32(&pixels), &selection).unwrap() / step.rows() as f64;
         step.backward(&mut params, 1.0 / step.rows() as f32).unwrap();
         let update = Update {
             lr: 2e-3,
@@ -82,11 +84,17 @@ fn noise_cannot_be_predicted() {
     let floor = (n - 1.0) / n - 0.005;
     let loss = loss_on_noise(1);
     println!("noise: loss {loss:.4}, floor {floor:.4}");
-    assert!(loss >= floor, "loss {loss} on noise is below {floor}: the target leaks into the input");
+    assert!(
+        loss >= floor,
+        "loss {loss} on noise is below {floor}: the target leaks into the input"
+    );
     // The planted bug must fail this very test.
     let leaking = loss_on_noise(0);
     println!("without the shift: {leaking:.4}");
-    assert!(leaking < floor, "without the shift the loss on noise is {leaking}: this test cannot see a leak");
+    assert!(
+        leaking < floor,
+        "without the shift the loss on noise is {leaking}: this test cannot see a leak"
+    );
 }
 
 #[test]
@@ -132,7 +140,8 @@ fn accumulation_equals_one_batch() {
     let mut run = |micro: usize| {
         let batch = 32 / micro;
         params.zero_grads();
-        let mut step = PretrainStep::new(&model, images(batch), batch / 2 * TOKENS, options).unwrap();
+        let mut step =
+            PretrainStep::new(&model, images(batch), batch / 2 * TOKENS, options).unwrap();
         let mut prefix = Vec::new();
         let mut loss = 0.0;
         for (i, pixels) in pixels.chunks_exact(batch * 3 * SIDE * SIDE).enumerate() {
@@ -146,8 +155,13 @@ fn accumulation_equals_one_batch() {
     let ((whole, whole_grads), (parts, parts_grads)) = (run(1), run(4));
     assert!((whole - parts).abs() < 1e-6 * whole, "{whole} {parts}");
     let largest = whole_grads.iter().fold(0.0_f32, |most, g| most.max(g.abs()));
-    let off = whole_grads.iter().zip(&parts_grads).fold(0.0_f32, |most, (a, b)| most.max((a - b).abs()));
-    println!("4 x 8 against 1 x 32: loss {:.1e}, gradients {:.1e}", (whole - parts).abs() / whole, off / largest);
+    let off =
+        whole_grads.iter().zip(&parts_grads).fold(0.0_f32, |most, (a, b)| most.max((a - b).abs()));
+    println!(
+        "4 x 8 against 1 x 32: loss {:.1e}, gradients {:.1e}",
+        (whole - parts).abs() / whole,
+        off / largest
+    );
     assert!(off < 1e-6 * largest, "gradients differ by {} of the largest", off / largest);
 }
 
@@ -163,7 +177,8 @@ fn bits_do_not_depend_on_threads() {
     let mut first: Option<(f64, Arc<[f32]>)> = None;
     for threads in [1, 2, 3, 5, 8] {
         aim_kernels::cpu::pool::set_num_threads(threads);
-        let mut step = PretrainStep::new(&model, images(BATCH), selection.rows.len(), options).unwrap();
+        let mut step =
+            PretrainStep::new(&model, images(BATCH), selection.rows.len(), options).unwrap();
         params.zero_grads();
         let loss = step.forward(&params, Pixels::F32(&pixels), &selection).unwrap();
         step.backward(&mut params, 1.0).unwrap();

@@ -1,6 +1,7 @@
 //! One pre-training step and a curve of twelve, against PyTorch in float64.
 //!
 //! `AIM_FIXTURES` names another folder of fixtures of the same layout; prefix lengths come from it.
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test may fail and may talk")]
 
 use std::path::{Path, PathBuf};
 
@@ -48,7 +49,8 @@ impl Fixture {
         let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("../aim-model/tests/fixtures");
         let dir = std::env::var_os("AIM_FIXTURES").map_or(own, PathBuf::from).join("pretrain-tiny");
         let config: Config =
-            serde_json::from_str(&std::fs::read_to_string(dir.join("config.json")).unwrap()).unwrap();
+            serde_json::from_str(&std::fs::read_to_string(dir.join("config.json")).unwrap())
+                .unwrap();
         let model = AimConfig {
             img_size: config.img_size,
             patch_size: config.patch_size,
@@ -108,7 +110,8 @@ impl Fixture {
 fn assert_close(name: &str, found: &[f32], expected: &[f32], tolerance: f32) {
     assert_eq!(found.len(), expected.len(), "{name}");
     let scale = expected.iter().fold(0.0_f32, |most, v| most.max(v.abs()));
-    let off = found.iter().zip(expected).fold(0.0_f32, |most, (a, b)| most.max((a - b).abs())) / scale;
+    let off =
+        found.iter().zip(expected).fold(0.0_f32, |most, (a, b)| most.max((a - b).abs())) / scale;
     println!("{name}: {off:.1e} of the largest value");
     assert!(off < tolerance, "{name}: {off} of the largest value");
 }
@@ -182,7 +185,8 @@ fn twelve_steps_are_pytorchs() {
     let (losses, norms) = (fixture.expected("curve.loss"), fixture.expected("curve.grad_norm"));
     let span = fixture.tokens() as i32 - 1;
     for step in 0..config.steps {
-        let prefix: Vec<i32> = fixture.prefix.iter().map(|s| (s + 3 * step as i32 - 1) % span + 1).collect();
+        let prefix: Vec<i32> =
+            fixture.prefix.iter().map(|s| (s + 3 * step as i32 - 1) % span + 1).collect();
         let loss = fixture.step(&mut params, &prefix, Recompute::None);
         let norm = grad_norm(&params);
         let i = step as usize;
@@ -205,8 +209,11 @@ fn twelve_steps_are_pytorchs() {
         // move by up to the learning rate in either direction.
         let value = params.value(layout.id(name).unwrap());
         let expected = fixture.expected(&format!("curve.final.{name}"));
-        let norm = |values: &mut dyn Iterator<Item = f32>| values.map(|v| f64::from(v).powi(2)).sum::<f64>().sqrt();
-        let off = norm(&mut value.iter().zip(&expected).map(|(a, b)| a - b)) / norm(&mut expected.iter().copied());
+        let norm = |values: &mut dyn Iterator<Item = f32>| {
+            values.map(|v| f64::from(v).powi(2)).sum::<f64>().sqrt()
+        };
+        let off = norm(&mut value.iter().zip(&expected).map(|(a, b)| a - b))
+            / norm(&mut expected.iter().copied());
         println!("{name}: {off:.1e} of the norm");
         assert!(off < 1e-4, "{name}: {off} of the norm");
     }

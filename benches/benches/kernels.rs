@@ -2,7 +2,11 @@
 //!
 //! Throughput: for products and attention one element is one FLOP, so "Gelem/s" reads GFLOP/s, of which the peak is
 //! printed first; for element-wise kernels, bytes read and written once.
-#![allow(missing_docs, clippy::print_stdout, reason = "criterion's macros; a benchmark's output is its purpose")]
+#![allow(
+    missing_docs,
+    clippy::print_stdout,
+    reason = "criterion's macros; a benchmark's output is its purpose"
+)]
 
 use std::time::Duration;
 
@@ -50,10 +54,14 @@ fn bytes(values: usize) -> Throughput {
 }
 
 fn linear_cases(group: &mut Group<'_>, size: &Size, config: &AimConfig) {
-    let (rows, dim, hidden) = (size.batch * config.num_patches(), config.embed_dim, config.embed_dim * config.mlp_ratio);
-    for (layer, inputs, outputs) in [("qkv", dim, 3 * dim), ("fc1", dim, hidden), ("fc2", hidden, dim)] {
+    let (rows, dim, hidden) =
+        (size.batch * config.num_patches(), config.embed_dim, config.embed_dim * config.mlp_ratio);
+    for (layer, inputs, outputs) in
+        [("qkv", dim, 3 * dim), ("fc1", dim, hidden), ("fc2", hidden, dim)]
+    {
         let shape = Linear { rows, inputs, outputs };
-        let (mut x, mut y, mut weight) = (values(rows * inputs), values(rows * outputs), values(inputs * outputs));
+        let (mut x, mut y, mut weight) =
+            (values(rows * inputs), values(rows * outputs), values(inputs * outputs));
         group.throughput(Throughput::Elements(2 * (rows * inputs * outputs) as u64));
         group.bench_function(format!("linear/{layer}/forward"), |b| {
             b.iter(|| linear::cpu::forward(shape, &x, &weight, None, None, &mut y));
@@ -83,14 +91,31 @@ fn attention_cases(group: &mut Group<'_>, size: &Size, config: &AimConfig) {
     for (mask, prefix) in [("full", vec![tokens as i32; size.batch]), ("prefix", uniform)] {
         group.throughput(Throughput::Elements(4 * shape.macs()));
         group.bench_function(format!("attention/{mask}/forward"), |b| {
-            b.iter(|| prefix_attention::cpu::forward(shape, &qkv, &prefix, &mut out, &mut lse, &mut scratch));
+            b.iter(|| {
+                prefix_attention::cpu::forward(
+                    shape,
+                    &qkv,
+                    &prefix,
+                    &mut out,
+                    &mut lse,
+                    &mut scratch,
+                )
+            });
         });
         group.throughput(Throughput::Elements(8 * shape.macs()));
         group.bench_function(format!("attention/{mask}/backward"), |b| {
             prefix_attention::cpu::forward(shape, &qkv, &prefix, &mut out, &mut lse, &mut scratch);
             b.iter(|| {
                 prefix_attention::cpu::backward(
-                    shape, &qkv, &prefix, &out, &lse, &dout, &mut dqkv, false, &mut scratch,
+                    shape,
+                    &qkv,
+                    &prefix,
+                    &out,
+                    &lse,
+                    &dout,
+                    &mut dqkv,
+                    false,
+                    &mut scratch,
                 );
             });
         });
@@ -104,7 +129,9 @@ fn norm_cases(group: &mut Group<'_>, size: &Size, config: &AimConfig) {
     let (mut y, mut mean, mut rstd) = (vec![0.0; rows * dim], vec![0.0; rows], vec![0.0; rows]);
     group.throughput(bytes(2 * rows * dim));
     group.bench_function("layer_norm/forward", |b| {
-        b.iter(|| layer_norm::cpu::forward(shape, &x, &weight, &bias, &mut y, &mut mean, &mut rstd));
+        b.iter(|| {
+            layer_norm::cpu::forward(shape, &x, &weight, &bias, &mut y, &mut mean, &mut rstd)
+        });
     });
     layer_norm::cpu::forward(shape, &x, &weight, &bias, &mut y, &mut mean, &mut rstd);
     let (mut dx, mut dweight, mut dbias) = (vec![0.0; rows * dim], vec![0.0; dim], vec![0.0; dim]);
@@ -116,7 +143,16 @@ fn norm_cases(group: &mut Group<'_>, size: &Size, config: &AimConfig) {
                 dx: Some((&mut dx, false)),
                 parameters: Some((&mut dweight, &mut dbias)),
             };
-            layer_norm::cpu::backward(shape, &x, &weight, &mean, &rstd, &y, gradients, &mut scratch);
+            layer_norm::cpu::backward(
+                shape,
+                &x,
+                &weight,
+                &mean,
+                &rstd,
+                &y,
+                gradients,
+                &mut scratch,
+            );
         });
     });
 }
@@ -127,7 +163,9 @@ fn gelu_cases(group: &mut Group<'_>, size: &Size, config: &AimConfig) {
     group.throughput(bytes(2 * len));
     group.bench_function("gelu/forward", |b| b.iter(|| gelu::cpu::forward(&x, &mut y)));
     group.throughput(bytes(3 * len));
-    group.bench_function("gelu/backward", |b| b.iter(|| gelu::cpu::backward(&x, &dy, &mut y, false)));
+    group.bench_function("gelu/backward", |b| {
+        b.iter(|| gelu::cpu::backward(&x, &dy, &mut y, false))
+    });
 }
 
 fn loss_cases(group: &mut Group<'_>, size: &Size, config: &AimConfig) {
@@ -142,17 +180,27 @@ fn loss_cases(group: &mut Group<'_>, size: &Size, config: &AimConfig) {
     });
     group.throughput(bytes(3 * rows * shape.dim()));
     group.bench_function("patch_loss/backward", |b| {
-        b.iter(|| patch_loss::cpu::backward(shape, &pred, &patches, &targets, 1.0, &mut dpred, false));
+        b.iter(|| {
+            patch_loss::cpu::backward(shape, &pred, &patches, &targets, 1.0, &mut dpred, false)
+        });
     });
 }
 
 fn optimizer_case(group: &mut Group<'_>, config: &AimConfig) {
     // A block has 12 dim^2 weights and a block of the head 8; norms and embeddings are small beside them.
-    let len = (12 * config.num_blocks + 8 * config.head_depth) * config.embed_dim * config.embed_dim;
+    let len =
+        (12 * config.num_blocks + 8 * config.head_depth) * config.embed_dim * config.embed_dim;
     let (mut params, grads) = (values(len), values(len));
     let (mut m, mut v) = (vec![0.0; len], vec![0.0; len]);
-    let settings =
-        AdamW { lr: 1e-4, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.05, step: 10, grad_scale: 1.0 };
+    let settings = AdamW {
+        lr: 1e-4,
+        beta1: 0.9,
+        beta2: 0.95,
+        eps: 1e-8,
+        weight_decay: 0.05,
+        step: 10,
+        grad_scale: 1.0,
+    };
     group.throughput(bytes(7 * len));
     group.bench_function("adamw", |b| {
         b.iter(|| adamw::cpu::step(settings, &mut params, &grads, &mut m, &mut v));

@@ -3,7 +3,11 @@
 //! Each case prints, after criterion's times, medians of its samples: images per second, GFLOP/s, and the share of the
 //! FMA peak, which is probed before each sample on as many threads: on a shared machine both fall together. Names of
 //! cases are `size/rows`; see [`Rows`]. `AIM_BENCH_THREADS` sets the threads, all cores by default.
-#![allow(missing_docs, clippy::print_stdout, reason = "criterion's macros; a benchmark's output is its purpose")]
+#![allow(
+    missing_docs,
+    clippy::print_stdout,
+    reason = "criterion's macros; a benchmark's output is its purpose"
+)]
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};

@@ -44,11 +44,17 @@ fn probe() -> Probe {
     {
         if is_x86_feature_detected!("avx512f") {
             // SAFETY: the feature was just seen on this machine.
-            return Probe { run: |rounds| unsafe { x86::avx512(rounds) }, flops_per_round: 2 * 16 * x86::WIDE };
+            return Probe {
+                run: |rounds| unsafe { x86::avx512(rounds) },
+                flops_per_round: 2 * 16 * x86::WIDE,
+            };
         }
         if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
             // SAFETY: the features were just seen on this machine.
-            return Probe { run: |rounds| unsafe { x86::avx2(rounds) }, flops_per_round: 2 * 8 * x86::NARROW };
+            return Probe {
+                run: |rounds| unsafe { x86::avx2(rounds) },
+                flops_per_round: 2 * 8 * x86::NARROW,
+            };
         }
     }
     Probe { run: portable, flops_per_round: 2 * PORTABLE }
@@ -63,7 +69,11 @@ fn portable(rounds: usize) -> f32 {
     let mut sums = [1.0_f32; PORTABLE];
     for _ in 0..rounds {
         for sum in &mut sums {
-            *sum = if cfg!(target_arch = "aarch64") { sum.mul_add(factor, term) } else { *sum * factor + term };
+            *sum = if cfg!(target_arch = "aarch64") {
+                sum.mul_add(factor, term)
+            } else {
+                *sum * factor + term
+            };
         }
     }
     sums.iter().sum()
@@ -72,8 +82,8 @@ fn portable(rounds: usize) -> f32 {
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use std::arch::x86_64::{
-        _mm256_add_ps, _mm256_cvtss_f32, _mm256_fmadd_ps, _mm256_set1_ps, _mm512_add_ps, _mm512_cvtss_f32,
-        _mm512_fmadd_ps, _mm512_set1_ps,
+        _mm256_add_ps, _mm256_cvtss_f32, _mm256_fmadd_ps, _mm256_set1_ps, _mm512_add_ps,
+        _mm512_cvtss_f32, _mm512_fmadd_ps, _mm512_set1_ps,
     };
     use std::hint::black_box;
 
@@ -116,7 +126,11 @@ mod tests {
     fn every_accumulator_follows_the_recurrence() {
         let expected = (0..50).fold(1.0_f64, |sum, _| sum * 0.999 + 0.001);
         let probe = probe();
-        let accumulators = if probe.flops_per_round == 2 * PORTABLE { PORTABLE } else { probe.flops_per_round / 2 };
+        let accumulators = if probe.flops_per_round == 2 * PORTABLE {
+            PORTABLE
+        } else {
+            probe.flops_per_round / 2
+        };
         let lanes = match accumulators {
             #[cfg(target_arch = "x86_64")]
             n if n == 16 * x86::WIDE => x86::WIDE,

@@ -41,12 +41,15 @@ impl Rows {
                 Selection::next_patch(&prefix, tokens)
             }
             Self::All => {
-                let positions = || (0..batch).flat_map(|image| (0..tokens).map(move |k| (image * tokens, k)));
+                let positions =
+                    || (0..batch).flat_map(|image| (0..tokens).map(move |k| (image * tokens, k)));
                 Selection {
                     prefix: vec![tokens as i32; batch],
                     rows: positions().map(|(first, k)| (first + k) as i32).collect(),
                     // The last token has no next patch; it is scored against itself to cost what the others do.
-                    targets: positions().map(|(first, k)| (first + (k + 1).min(tokens - 1)) as i32).collect(),
+                    targets: positions()
+                        .map(|(first, k)| (first + (k + 1).min(tokens - 1)) as i32)
+                        .collect(),
                 }
             }
         }
@@ -75,7 +78,8 @@ impl TrainingStep {
         initialize(&mut params, 0);
         let selection = rows.selection(batch, config.num_patches());
         let options = PlanOptions { backward: true, recompute: Recompute::None };
-        let step = PretrainStep::new(&model, model.image_batch(batch), selection.rows.len(), options)?;
+        let step =
+            PretrainStep::new(&model, model.image_batch(batch), selection.rows.len(), options)?;
         let random = Philox::new(0, "benchmark pixels");
         let values = batch * 3 * config.img_size.height * config.img_size.width;
         let pixels = (0..values as u64).map(|i| random.below(256, 0, i) as u8).collect();

@@ -26,12 +26,21 @@ pub(crate) fn run(args: &Features, quiet: bool) -> Result<()> {
     let format = match args.out.extension().and_then(|e| e.to_str()) {
         Some("safetensors") => Format::Safetensors,
         Some("npy") => Format::Npy,
-        _ => return Err(Usage(format!("--out {}: expected .safetensors or .npy", args.out.display())).into()),
+        _ => {
+            return Err(Usage(format!(
+                "--out {}: expected .safetensors or .npy",
+                args.out.display()
+            ))
+            .into());
+        }
     };
     let weights = Weights::open(&args.checkpoint)?;
     let layers = parse_layers(&args.layers, weights.config.num_blocks)?;
     if format == Format::Npy && layers.len() != 1 {
-        return Err(Usage("a .npy file holds one layer: choose one with --layers, or .safetensors".into()).into());
+        return Err(Usage(
+            "a .npy file holds one layer: choose one with --layers, or .safetensors".into(),
+        )
+        .into());
     }
     let source = aim_data::spec::open(&args.data)?;
     let options = weights.image_options(args.batch_size as usize);
@@ -39,7 +48,8 @@ pub(crate) fn run(args: &Features, quiet: bool) -> Result<()> {
     let dim = weights.config.embed_dim;
     let mut columns: Vec<Vec<f32>> = vec![Vec::new(); layers.len()];
     let (mut images, mut tokens) = (0, 1);
-    let mut progress = Progress::new(quiet, "features", source.len(), Pace::Every(Duration::from_secs(10)));
+    let mut progress =
+        Progress::new(quiet, "features", source.len(), Pace::Every(Duration::from_secs(10)));
     let result = for_each_batch(
         &source,
         &options,
@@ -66,8 +76,11 @@ pub(crate) fn run(args: &Features, quiet: bool) -> Result<()> {
     match format {
         Format::Safetensors => {
             let names: Vec<String> = layers.iter().map(|layer| format!("block_{layer}")).collect();
-            let tensors: Vec<_> =
-                names.iter().zip(&columns).map(|(name, values)| TensorRef::f32(name, &shape, values)).collect();
+            let tensors: Vec<_> = names
+                .iter()
+                .zip(&columns)
+                .map(|(name, values)| TensorRef::f32(name, &shape, values))
+                .collect();
             safetensors::write_file(&args.out, &tensors, &Default::default())
                 .map_err(aim_tensor::TensorError::from)?;
         }
@@ -86,7 +99,10 @@ fn append(column: &mut Vec<f32>, values: &[f32], tokens: usize, dim: usize, pool
                 let at = column.len();
                 column.resize(at + dim, 0.0);
                 for token in image.chunks_exact(dim) {
-                    column[at..].iter_mut().zip(token).for_each(|(sum, v)| *sum += v / tokens as f32);
+                    column[at..]
+                        .iter_mut()
+                        .zip(token)
+                        .for_each(|(sum, v)| *sum += v / tokens as f32);
                 }
             }
         }

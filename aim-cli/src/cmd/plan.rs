@@ -33,7 +33,8 @@ pub(crate) fn run(args: &Plan) -> Result<()> {
     let all = images * per_image(flops.forward + flops.backward) * 1e9;
     if args.json {
         let categories = Category::ALL.iter().zip(memory.by_category);
-        let activations: serde_json::Map<_, _> = categories.map(|(c, n)| (c.to_string(), n.into())).collect();
+        let activations: serde_json::Map<_, _> =
+            categories.map(|(c, n)| (c.to_string(), n.into())).collect();
         return stdout::print_json(&json!({
             "parameters": { "trunk": total - head, "pixel_head": head },
             "gflop_per_image": { "forward": per_image(flops.forward), "backward": per_image(flops.backward) },

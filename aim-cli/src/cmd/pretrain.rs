@@ -39,17 +39,26 @@ pub(crate) fn pretrain(
 ) -> Result<(Outcome, Option<StepMetrics>)> {
     let stop = Stop::install()?;
     let mut view = View::new(quiet, resolved);
-    let mut trainer = Trainer::open(resolved, out, resume, &mut |event: Event<'_>| view.show(&event))?;
+    let mut trainer =
+        Trainer::open(resolved, out, resume, &mut |event: Event<'_>| view.show(&event))?;
     let outcome = trainer.run(&stop, &mut |event: Event<'_>| view.show(&event));
     view.progress.finish();
     let outcome = match outcome? {
         trainer::Outcome::Finished => {
-            note(quiet, &format!("done: {} steps in {}", resolved.config.train.steps, out.display()));
+            note(
+                quiet,
+                &format!("done: {} steps in {}", resolved.config.train.steps, out.display()),
+            );
             Outcome::Done
         }
         trainer::Outcome::Stopped(signal) => {
             let name = signal.name();
-            note(quiet, &format!("stopped by {name}; everything is saved, the same command goes on from here"));
+            note(
+                quiet,
+                &format!(
+                    "stopped by {name}; everything is saved, the same command goes on from here"
+                ),
+            );
             Outcome::Stopped
         }
     };
@@ -91,7 +100,8 @@ impl View {
                 self.progress.note(&format!("resumed from {} (step {step})", path.display()));
             }
             Event::CheckpointSkipped { path, reason } => {
-                self.progress.warn(&format!("checkpoint {} is passed over: {reason}", path.display()));
+                self.progress
+                    .warn(&format!("checkpoint {} is passed over: {reason}", path.display()));
             }
             Event::DataNote(text) => self.progress.note(&format!("data: {text}")),
             Event::SampleSkipped(skipped) => {
@@ -99,7 +109,8 @@ impl View {
                 if self.skipped <= Self::NAMED {
                     self.progress.warn(&format!("skipped {}", skipped.defect));
                 } else if self.skipped == Self::NAMED + 1 {
-                    self.progress.warn("more images are skipped; `aim-cli data check` lists them all");
+                    self.progress
+                        .warn("more images are skipped; `aim-cli data check` lists them all");
                 }
             }
             Event::Step(metrics) => self.step(metrics),
@@ -128,7 +139,12 @@ impl View {
     }
 }
 
-fn summary(resolved: &Resolved, out: &Path, outcome: Outcome, last: Option<&StepMetrics>) -> serde_json::Value {
+fn summary(
+    resolved: &Resolved,
+    out: &Path,
+    outcome: Outcome,
+    last: Option<&StepMetrics>,
+) -> serde_json::Value {
     let validation = last.and_then(|metrics| metrics.validation);
     json!({
         "run": out,

@@ -8,7 +8,9 @@ use aim_data::source::Source;
 use aim_model::classifier::{Probe as Classifier, ProbeConfig, ProbeKind as ClassifierKind};
 use aim_model::weights as model_weights;
 use aim_tensor::io::safetensors;
-use aim_train::probe::{FeatureSet, Neighbours, ProbeTraining, evaluate, extract, nearest, pixels, train};
+use aim_train::probe::{
+    FeatureSet, Neighbours, ProbeTraining, evaluate, extract, nearest, pixels, train,
+};
 use anyhow::{Context as _, Result, bail};
 use serde::Serialize;
 
@@ -98,7 +100,11 @@ impl Results {
         let mut table = Table::new(&["classifier", "features", ">top-1 %", ">top-5 %"]);
         for row in &self.results {
             let (mean, std) = row.mean_std();
-            let spread = if row.accuracy.len() > 1 { format!(" +- {:.2}", 100.0 * std) } else { String::new() };
+            let spread = if row.accuracy.len() > 1 {
+                format!(" +- {:.2}", 100.0 * std)
+            } else {
+                String::new()
+            };
             let top5 = row.top5.iter().sum::<f64>() / row.top5.len().max(1) as f64;
             table.row([
                 row.probe.clone(),
@@ -167,7 +173,9 @@ impl Bench {
     /// The pixels themselves as features.
     pub(crate) fn pixels(&self) -> Result<Sets> {
         let of = |source: &Arc<dyn Source>| {
-            self.with_progress("pixels", source.len(), |progress| pixels(source, &self.options, progress))
+            self.with_progress("pixels", source.len(), |progress| {
+                pixels(source, &self.options, progress)
+            })
         };
         Ok(Sets { train: of(&self.train)?, val: of(&self.val)? })
     }
@@ -178,7 +186,8 @@ impl Bench {
         total: u64,
         work: impl FnOnce(&mut dyn FnMut(u64, u64)) -> Result<T, aim_train::TrainError>,
     ) -> Result<T> {
-        let mut progress = Progress::new(self.quiet, label, total, Pace::Every(Duration::from_secs(10)));
+        let mut progress =
+            Progress::new(self.quiet, label, total, Pace::Every(Duration::from_secs(10)));
         let result = work(&mut |done, _| progress.update(done, String::new));
         progress.finish();
         Ok(result?)
@@ -210,7 +219,12 @@ impl Bench {
             ProbeKind::Attentive => ClassifierKind::Attentive,
             ProbeKind::Linear => ClassifierKind::Linear,
         };
-        let config = ProbeConfig { kind: classifier, dim: sets.train.dim, heads: self.heads, classes: self.classes };
+        let config = ProbeConfig {
+            kind: classifier,
+            dim: sets.train.dim,
+            heads: self.heads,
+            classes: self.classes,
+        };
         let classifier = Classifier::new(config)?;
         // A linear classifier sees only the mean over tokens: take it once.
         let pooled = (kind == ProbeKind::Linear)
@@ -228,10 +242,15 @@ impl Bench {
             row.accuracy.push(accuracy.top1);
             row.top5.push(accuracy.top5);
             if let (0, Some(dir)) = (seed, save) {
-                std::fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
+                std::fs::create_dir_all(dir)
+                    .with_context(|| format!("cannot create {}", dir.display()))?;
                 let path = dir.join(format!("head-{}.safetensors", name(kind)));
-                safetensors::write_file(&path, &model_weights::tensors(&params), &Default::default())
-                    .map_err(aim_tensor::TensorError::from)?;
+                safetensors::write_file(
+                    &path,
+                    &model_weights::tensors(&params),
+                    &Default::default(),
+                )
+                .map_err(aim_tensor::TensorError::from)?;
             }
         }
         Ok(row)
@@ -249,10 +268,17 @@ impl Bench {
         self.neighbours(&sets.train, &sets.val, Neighbours::Nearest, row)
     }
 
-    fn neighbours(&self, train: &FeatureSet, val: &FeatureSet, rule: Neighbours, mut row: Row) -> Result<Row> {
+    fn neighbours(
+        &self,
+        train: &FeatureSet,
+        val: &FeatureSet,
+        rule: Neighbours,
+        mut row: Row,
+    ) -> Result<Row> {
         let label = format!("{} on {}", row.probe, row.features);
-        let accuracy =
-            self.with_progress(&label, val.len() as u64, |progress| nearest(train, val, rule, progress))?;
+        let accuracy = self.with_progress(&label, val.len() as u64, |progress| {
+            nearest(train, val, rule, progress)
+        })?;
         row.accuracy.push(accuracy.top1);
         row.top5.push(accuracy.top5);
         Ok(row)

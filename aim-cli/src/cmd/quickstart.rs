@@ -35,13 +35,23 @@ struct Recipe {
 
 /// Twelve thousand images in a few minutes on two cores.
 const SHORT: Recipe = Recipe {
-    settings: &["train.steps=1800", "model.embed_dim=96", "model.num_blocks=4", "model.num_heads=3"],
+    settings: &[
+        "train.steps=1800",
+        "model.embed_dim=96",
+        "model.num_blocks=4",
+        "model.num_heads=3",
+    ],
     epochs: 10,
     seeds: 5,
 };
 /// All images, within an hour on two cores.
 const FULL: Recipe = Recipe {
-    settings: &["train.steps=9000", "model.embed_dim=192", "model.num_blocks=6", "model.num_heads=3"],
+    settings: &[
+        "train.steps=9000",
+        "model.embed_dim=192",
+        "model.num_blocks=6",
+        "model.num_heads=3",
+    ],
     epochs: 10,
     seeds: 3,
 };
@@ -67,7 +77,10 @@ pub(crate) fn run(args: &Quickstart, quiet: bool) -> Result<Outcome> {
     let recipe = if args.full { FULL } else { SHORT };
     let source = find_data(args)?;
     let shards = args.out.join("data");
-    let (train, val) = (pack_split(&source, "train", &shards, quiet)?, pack_split(&source, "t10k", &shards, quiet)?);
+    let (train, val) = (
+        pack_split(&source, "train", &shards, quiet)?,
+        pack_split(&source, "t10k", &shards, quiet)?,
+    );
 
     let run_dir = args.out.join("run");
     let resolved = configuration(&recipe, &train, &val)?;
@@ -91,7 +104,8 @@ pub(crate) fn run(args: &Quickstart, quiet: bool) -> Result<Outcome> {
 }
 
 fn configuration(recipe: &Recipe, train: &str, val: &str) -> Result<Resolved> {
-    let mut builder = ConfigBuilder::new().flag("quickstart", "data.train", vec![train.to_owned()])?;
+    let mut builder =
+        ConfigBuilder::new().flag("quickstart", "data.train", vec![train.to_owned()])?;
     builder = builder.flag("quickstart", "data.val", val)?;
     for setting in SHARED.iter().chain(recipe.settings) {
         builder = builder.set(setting)?;
@@ -108,11 +122,14 @@ fn find_data(args: &Quickstart) -> Result<PathBuf> {
         if Path::new(DEBIAN).is_dir() {
             return Ok(DEBIAN.into());
         }
-        bail!("--full needs all of Fashion-MNIST: apt-get install dataset-fashion-mnist, or --data DIR with its IDX files");
+        bail!(
+            "--full needs all of Fashion-MNIST: apt-get install dataset-fashion-mnist, or --data DIR with its IDX files"
+        );
     }
     // From the working directory or the program's place upwards, so that it is found wherever cargo was called.
     let starts = [std::env::current_dir().ok(), std::env::current_exe().ok()];
-    let found = starts.iter().flatten().flat_map(|start| start.ancestors()).map(|dir| dir.join(SUBSET));
+    let found =
+        starts.iter().flatten().flat_map(|start| start.ancestors()).map(|dir| dir.join(SUBSET));
     found.into_iter().find(|dir| dir.is_dir()).with_context(|| {
         format!("{SUBSET} was not found from here upwards: run this in the repository, or give --data DIR with IDX files")
     })
@@ -124,14 +141,18 @@ fn pack_split(source: &Path, split: &str, out: &Path, quiet: bool) -> Result<Str
     let images = aim_data::spec::open(&spec)?;
     let options = PackOptions { samples_per_shard: 4000, prefix: split.to_owned() };
     let shards = images.len().div_ceil(options.samples_per_shard);
-    let packed = format!("wds:{}/{split}-{{000000..{:06}}}.tar", out.display(), shards.saturating_sub(1));
-    if let Ok(there) = aim_data::spec::open(&packed) {
-        if there.len() == images.len() {
-            return Ok(packed);
-        }
+    let packed =
+        format!("wds:{}/{split}-{{000000..{:06}}}.tar", out.display(), shards.saturating_sub(1));
+    if let Ok(there) = aim_data::spec::open(&packed)
+        && there.len() == images.len()
+    {
+        return Ok(packed);
     }
     let report = pack(&*images, out, &options, &mut |_| std::ops::ControlFlow::Continue(()))?;
-    note(quiet, &format!("packed {} images of {spec} into {} shards", report.samples, report.shards.len()));
+    note(
+        quiet,
+        &format!("packed {} images of {spec} into {} shards", report.samples, report.shards.len()),
+    );
     Ok(packed)
 }
 
@@ -148,7 +169,14 @@ fn some_images(spec: &str, weights: &Weights) -> Result<Vec<u8>> {
     Ok(batch.and_then(|batch| batch.images.as_u8().map(<[u8]>::to_vec)).unwrap_or_default())
 }
 
-fn measure(recipe: &Recipe, weights: &Weights, train: &str, val: &str, run_dir: &Path, quiet: bool) -> Result<()> {
+fn measure(
+    recipe: &Recipe,
+    weights: &Weights,
+    train: &str,
+    val: &str,
+    run_dir: &Path,
+    quiet: bool,
+) -> Result<()> {
     let bench = Bench::open(train, val, weights, quiet)?;
     let layers: Vec<usize> = (0..weights.config.num_blocks).collect();
     let layers = &layers[layers.len().saturating_sub(3)..];
@@ -158,7 +186,15 @@ fn measure(recipe: &Recipe, weights: &Weights, train: &str, val: &str, run_dir: 
     for (name, untrained) in [("pre-trained", None), ("untrained", Some(0))] {
         let sets = bench.features(weights, layers, untrained, name)?;
         let save = untrained.is_none().then_some(out.as_path());
-        rows.push(bench.measure(ProbeKind::Attentive, &sets, layers, name, recipe.seeds, settings, save)?);
+        rows.push(bench.measure(
+            ProbeKind::Attentive,
+            &sets,
+            layers,
+            name,
+            recipe.seeds,
+            settings,
+            save,
+        )?);
         if untrained.is_none() {
             rows.push(bench.measure(ProbeKind::Linear, &sets, layers, name, 1, settings, save)?);
             rows.push(bench.measure(ProbeKind::Knn, &sets, layers, name, 1, settings, None)?);

@@ -21,16 +21,25 @@ pub(crate) fn run(args: &Reconstruct, quiet: bool) -> Result<()> {
     check_device(args.device.device)?;
     let weights = Weights::open(&args.checkpoint)?;
     let size = weights.config.img_size;
-    let mut preprocessor = Preprocessor::new(Transform::eval(), size.height as u32, size.width as u32)?;
+    let mut preprocessor =
+        Preprocessor::new(Transform::eval(), size.height as u32, size.width as u32)?;
     let mut images = Vec::new();
     for path in &args.images {
         let limits = DecodeLimits::default();
-        let length = std::fs::metadata(path).with_context(|| format!("cannot read {}", path.display()))?.len();
-        if length > limits.max_bytes as u64 {
-            bail!("{}: expected at most {} bytes, found {length}", path.display(), limits.max_bytes);
+        let length = std::fs::metadata(path)
+            .with_context(|| format!("cannot read {}", path.display()))?
+            .len();
+        if length > limits.max_bytes {
+            bail!(
+                "{}: expected at most {} bytes, found {length}",
+                path.display(),
+                limits.max_bytes
+            );
         }
-        let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-        let image = decode(&bytes, &limits).with_context(|| format!("cannot decode {}", path.display()))?;
+        let bytes =
+            std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let image =
+            decode(&bytes, &limits).with_context(|| format!("cannot decode {}", path.display()))?;
         let at = images.len();
         images.resize(at + preprocessor.output_len(), 0);
         preprocessor.apply(&image, AugmentKey::default(), &mut images[at..])?;
@@ -42,21 +51,29 @@ pub(crate) fn run(args: &Reconstruct, quiet: bool) -> Result<()> {
 
 /// Writes a picture of u8 `images: [n, height, width, 3]`, each with a prefix of `prefix` patches, half of them when
 /// not given.
-pub(crate) fn reconstruct(weights: &Weights, images: &[u8], prefix: Option<usize>, out: &Path) -> Result<()> {
+pub(crate) fn reconstruct(
+    weights: &Weights,
+    images: &[u8],
+    prefix: Option<usize>,
+    out: &Path,
+) -> Result<()> {
     let config = &weights.config;
     let size = config.img_size;
     let tokens = config.num_patches();
     let prefix = prefix.unwrap_or(tokens / 2);
     if prefix == 0 || prefix >= tokens {
-        return Err(Usage(format!("--prefix {prefix}: expected 1 to {} patches", tokens - 1)).into());
+        return Err(
+            Usage(format!("--prefix {prefix}: expected 1 to {} patches", tokens - 1)).into()
+        );
     }
     let objective = weights.trainer_state().map(|state| state.config.objective.target);
     let per_patch = objective != Some(aim_train::config::Target::RawPixels);
     let target = if per_patch { Target::NormalizedPixels } else { Target::RawPixels };
     let model = PretrainModel::new(config, target)?;
     let mut params = Parameters::without_gradients(model.layout().clone())?;
-    model_weights::load(&mut params, &weights.file, &weights.dir)
-        .context("reconstructing needs the pixel head, which only checkpoints of `pretrain` have")?;
+    model_weights::load(&mut params, &weights.file, &weights.dir).context(
+        "reconstructing needs the pixel head, which only checkpoints of `pretrain` have",
+    )?;
 
     let count = images.len() / (3 * size.height * size.width).max(1);
     let narrow = |values: [f64; 3]| values.map(|v| v as f32);
@@ -87,7 +104,10 @@ pub(crate) fn reconstruct(weights: &Weights, images: &[u8], prefix: Option<usize
         .collect();
     let picture = compose(layout, &rows).context("the picture is too large")?;
     if let Some(parent) = out.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-        std::fs::create_dir_all(parent).with_context(|| format!("cannot create {}", parent.display()))?;
+        std::fs::create_dir_all(parent)
+            .with_context(|| format!("cannot create {}", parent.display()))?;
     }
-    picture.save_with_format(out, image::ImageFormat::Png).with_context(|| format!("cannot write {}", out.display()))
+    picture
+        .save_with_format(out, image::ImageFormat::Png)
+        .with_context(|| format!("cannot write {}", out.display()))
 }

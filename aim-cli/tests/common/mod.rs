@@ -1,6 +1,6 @@
 //! What the end-to-end tests share: a run that takes a fraction of a second, and its metrics.
 // Each test binary compiles this module and uses a part of it.
-#![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
+#![allow(dead_code, unreachable_pub, clippy::print_stdout, clippy::unwrap_used)]
 
 use std::ffi::OsStr;
 use std::fs;

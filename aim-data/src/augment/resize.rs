@@ -35,7 +35,13 @@ impl ResizeCenterCrop {
     }
 
     /// What to resample for an output of `out_height` x `out_width`.
-    pub(super) fn region(&self, width: u32, height: u32, out_height: u32, out_width: u32) -> Region {
+    pub(super) fn region(
+        &self,
+        width: u32,
+        height: u32,
+        out_height: u32,
+        out_width: u32,
+    ) -> Region {
         if (width, height) == (out_width, out_height) {
             return Region::Crop(CropBox { left: 0, top: 0, width, height });
         }
@@ -50,9 +56,8 @@ impl ResizeCenterCrop {
             ((need_height * wide / high).max(need_width), need_height)
         };
         // CenterCrop takes halves to the even neighbour, as Python's round.
-        let margin = |resized: u64, out: u32| {
-            ((resized - u64::from(out)) as f64 / 2.0).round_ties_even()
-        };
+        let margin =
+            |resized: u64, out: u32| ((resized - u64::from(out)) as f64 / 2.0).round_ties_even();
         let scale_x = f64::from(width) / resized_width as f64;
         let scale_y = f64::from(height) / resized_height as f64;
         Region::Window {
@@ -124,7 +129,9 @@ impl Resizer {
         } else {
             self.resample::<U8>(image, region, width, height, out)
         };
-        done.map_err(|reason| Error::Config(format!("cannot take {region:?} of {whole:?}: {reason}")))
+        done.map_err(|reason| {
+            Error::Config(format!("cannot take {region:?} of {whole:?}: {reason}"))
+        })
     }
 
     fn resample<P: PixelTrait>(

@@ -53,11 +53,8 @@ fn resampling_agrees_with_pillow() {
         let expected = fixture(case["expected"].as_str().unwrap());
         let mut found = vec![0; expected.pixels().len()];
         Resizer::new().resize(image, &region, width, height, &mut found).unwrap();
-        let differences: Vec<u32> = found
-            .iter()
-            .zip(expected.pixels())
-            .map(|(a, b)| u32::from(a.abs_diff(*b)))
-            .collect();
+        let differences: Vec<u32> =
+            found.iter().zip(expected.pixels()).map(|(a, b)| u32::from(a.abs_diff(*b))).collect();
         let mean = f64::from(differences.iter().sum::<u32>()) / differences.len() as f64;
         let largest = differences.iter().max().unwrap();
         assert!(mean < 0.05 && *largest <= 1, "{case}: mean {mean}, largest {largest}");
@@ -128,7 +125,9 @@ fn crop_sizes_are_distributed_as_in_torchvision() {
 
 #[test]
 fn parameters_that_make_no_sense_are_refused() {
-    let crop = |scale, ratio| Transform::Train(RandomResizedCrop { scale, ratio }, HorizontalFlip { p: 0.5 });
+    let crop = |scale, ratio| {
+        Transform::Train(RandomResizedCrop { scale, ratio }, HorizontalFlip { p: 0.5 })
+    };
     let bad = [
         crop((0.0, 1.0), (1.0, 1.0)),
         crop((0.5, 0.4), (1.0, 1.0)),

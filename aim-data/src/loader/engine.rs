@@ -41,7 +41,10 @@ pub(super) struct Engine {
 
 enum Mode {
     /// No threads: a chunk is made when it is asked for.
-    Inline { scratch: Box<Scratch>, chunk: Chunk },
+    Inline {
+        scratch: Box<Scratch>,
+        chunk: Chunk,
+    },
     Threads(Threads),
 }
 
@@ -76,7 +79,10 @@ impl Engine {
     }
 
     /// Gives the next chunk to `take`; `None` when there are no more.
-    pub(super) fn next_chunk<T>(&mut self, take: impl FnOnce(&mut Chunk) -> T) -> Result<Option<T>> {
+    pub(super) fn next_chunk<T>(
+        &mut self,
+        take: impl FnOnce(&mut Chunk) -> T,
+    ) -> Result<Option<T>> {
         if self.failed {
             return Err(Error::Stopped { reason: "an earlier batch failed".into() });
         }
@@ -195,8 +201,7 @@ fn make(
     chunk: &mut Chunk,
 ) -> Result<()> {
     // After a panic nothing made by this engine is used again.
-    let outcome =
-        catch_unwind(AssertUnwindSafe(|| plan.fill(number, scratch, stop, chunk)));
+    let outcome = catch_unwind(AssertUnwindSafe(|| plan.fill(number, scratch, stop, chunk)));
     outcome.unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
         let text = text.or_else(|| panic.downcast_ref::<String>().cloned());

@@ -87,7 +87,10 @@ impl Account {
             return Err(Error::TooManyBad {
                 bad: self.bad,
                 seen,
-                tolerated: format!("{} %, once more than {min_count} are bad", max_fraction * 100.0),
+                tolerated: format!(
+                    "{} %, once more than {min_count} are bad",
+                    max_fraction * 100.0
+                ),
                 first: self.first.clone(),
             });
         }

@@ -132,7 +132,8 @@ fn every_epoch_holds_every_sample_once() {
     assert_eq!(batches[1].first_sample, 12);
     assert_eq!(batches[0].labels[0], Some(batches[0].indices[0] as u32 % 10));
     // The same image in two epochs is cropped anew.
-    let image = |batch: &Batch, slot: usize| batch.images.as_u8().unwrap()[slot * 192..][..192].to_vec();
+    let image =
+        |batch: &Batch, slot: usize| batch.images.as_u8().unwrap()[slot * 192..][..192].to_vec();
     let first = batches[0].indices[0];
     let again = (5..10).find(|&slot| batches[0].indices[slot] == first).unwrap();
     assert_ne!(image(&batches[0], 0), image(&batches[0], again));

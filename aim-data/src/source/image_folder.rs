@@ -178,9 +178,8 @@ impl Source for ImageFolder {
         let Some(ImageFile { relative, label, .. }) = self.file(index) else {
             return Err(self.out_of_range(index));
         };
-        let (mut file, size) = open_regular(&self.root.join(relative)).map_err(|error| {
-            fail((crate::error::DefectKind::Unreadable, error.to_string()))
-        })?;
+        let (mut file, size) = open_regular(&self.root.join(relative))
+            .map_err(|error| fail((crate::error::DefectKind::Unreadable, error.to_string())))?;
         check_encoded_size(size, &self.limits).map_err(fail)?;
         let mut bytes = vec![0; size as usize];
         std::io::Read::read_exact(&mut file, &mut bytes)

@@ -7,9 +7,9 @@
 mod glob;
 mod idx;
 mod image_folder;
+mod subset;
 mod synthetic;
 mod tar_index;
-mod subset;
 mod tensors;
 mod webdataset;
 
@@ -205,7 +205,10 @@ pub(crate) fn read_exact_at(file: &File, buffer: &mut [u8], offset: u64) -> std:
 }
 
 /// Checks the size of an encoded image before memory is reserved for it.
-pub(crate) fn check_encoded_size(size: u64, limits: &DecodeLimits) -> Result<(), (DefectKind, String)> {
+pub(crate) fn check_encoded_size(
+    size: u64,
+    limits: &DecodeLimits,
+) -> Result<(), (DefectKind, String)> {
     if size == 0 {
         return Err((DefectKind::Empty, "the file has 0 bytes".into()));
     }

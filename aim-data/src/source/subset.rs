@@ -95,7 +95,8 @@ mod tests {
     #[test]
     fn parts_share_nothing_and_miss_nothing() {
         for (len, every) in [(2, 2), (10, 3), (11, 5), (100, 7)] {
-            let source = SyntheticSource::parse(&format!("stripes,n={len},size=8"), (8, 8)).unwrap();
+            let source =
+                SyntheticSource::parse(&format!("stripes,n={len},size=8"), (8, 8)).unwrap();
             let source: Arc<dyn Source> = Arc::new(source);
             let (others, held_out) = Subset::split(&source, every);
             let mut keys: Vec<String> = (0..others.len()).map(|i| others.key(i)).collect();

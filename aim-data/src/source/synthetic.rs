@@ -131,9 +131,7 @@ impl Source for SyntheticSource {
 
     fn format(&self) -> SampleFormat {
         match self.kind {
-            SyntheticKind::Noise => {
-                SampleFormat::Final { height: self.height, width: self.width }
-            }
+            SyntheticKind::Noise => SampleFormat::Final { height: self.height, width: self.width },
             SyntheticKind::Stripes => SampleFormat::Image,
         }
     }

@@ -62,7 +62,7 @@ pub(crate) fn index_shard(path: &Path) -> Result<TarIndex> {
             }
         }
         let group = group.get_or_insert_with(|| Group::new(key, member.header));
-        if group.extensions.iter().any(|seen| *seen == extension) {
+        if group.extensions.contains(&extension) {
             let text = format!("a second `.{extension}` file of the same sample");
             return Err(fail(ShardProblem::Duplicate(text)));
         }
@@ -206,8 +206,7 @@ impl Scanner<'_> {
                 b'g' | b'K' => {}
                 b'5' => extended = Extended::default(),
                 b'0' | 0 | b'7' if !raw_name.ends_with(b"/") => {
-                    let name =
-                        safe_name(&shown).map_err(|why| self.problem(start, &shown, why))?;
+                    let name = safe_name(&shown).map_err(|why| self.problem(start, &shown, why))?;
                     self.seek(next.min(self.length))?;
                     return Ok(Some(Member { name, header: start, data, size }));
                 }

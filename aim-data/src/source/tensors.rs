@@ -79,7 +79,9 @@ impl TensorSource {
                 (count as u64, height, width)
             }
             (dtype, shape) => {
-                return Err(fail(format!("tensor `{name}`: {expected}, found {dtype:?} {shape:?}")));
+                return Err(fail(format!(
+                    "tensor `{name}`: {expected}, found {dtype:?} {shape:?}"
+                )));
             }
         };
         if count == 0 {

@@ -184,8 +184,7 @@ fn find_shards(pattern: &str) -> Result<Vec<PathBuf>> {
     if path.exists() {
         return Ok(vec![path.to_owned()]);
     }
-    let spec_error =
-        |reason| Error::Spec { spec: format!("wds:{pattern}"), reason };
+    let spec_error = |reason| Error::Spec { spec: format!("wds:{pattern}"), reason };
     let names = glob::expand_braces(pattern).map_err(spec_error)?;
     let mut shards = Vec::with_capacity(names.len());
     let mut missing = Vec::new();

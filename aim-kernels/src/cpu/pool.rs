@@ -33,7 +33,8 @@ impl Run {
             if next >= end {
                 return None;
             }
-            let (piece, left) = if front { (next, (next + 1, end)) } else { (end - 1, (next, end - 1)) };
+            let (piece, left) =
+                if front { (next, (next + 1, end)) } else { (end - 1, (next, end - 1)) };
             let new = (left.0 as u64) << 32 | left.1 as u64;
             match self.0.compare_exchange_weak(word, new, Ordering::Relaxed, Ordering::Relaxed) {
                 Ok(_) => return Some(piece),
@@ -127,7 +128,13 @@ pub fn for_each(pieces: usize, f: impl Fn(usize) + Sync) {
     run_job(pool.shared, &workers[..threads - 1], threads, pieces, &f);
 }
 
-fn run_job(shared: &Shared, workers: &[Thread], threads: usize, pieces: usize, f: &(dyn Fn(usize) + Sync)) {
+fn run_job(
+    shared: &Shared,
+    workers: &[Thread],
+    threads: usize,
+    pieces: usize,
+    f: &(dyn Fn(usize) + Sync),
+) {
     for (index, run) in shared.runs[..threads].iter().enumerate() {
         run.set(pieces * index / threads, pieces * (index + 1) / threads);
     }
@@ -233,7 +240,11 @@ impl<'a, T> Disjoint<'a, T> {
     /// If the range leaves the slice.
     #[allow(clippy::mut_from_ref)]
     pub unsafe fn slice(&self, start: usize, len: usize) -> &'a mut [T] {
-        assert!(start <= self.len && len <= self.len - start, "piece {start}+{len} outside {}", self.len);
+        assert!(
+            start <= self.len && len <= self.len - start,
+            "piece {start}+{len} outside {}",
+            self.len
+        );
         // SAFETY: in bounds by the assertion, disjoint from other live slices by the caller's promise.
         unsafe { std::slice::from_raw_parts_mut(self.data.add(start), len) }
     }
@@ -269,13 +280,20 @@ pub fn for_each_chunk2<T: Send, U: Send>(
 ) {
     let (len_a, len_b) = (a.len(), b.len());
     let (chunk_a, chunk_b) = (chunk_a.max(1), chunk_b.max(1));
-    assert_eq!(len_a.div_ceil(chunk_a), len_b.div_ceil(chunk_b), "slices cut into different numbers of chunks");
+    assert_eq!(
+        len_a.div_ceil(chunk_a),
+        len_b.div_ceil(chunk_b),
+        "slices cut into different numbers of chunks"
+    );
     let (a, b) = (Disjoint::new(a), Disjoint::new(b));
     for_each(len_a.div_ceil(chunk_a), |i| {
         let (start_a, start_b) = (i * chunk_a, i * chunk_b);
         // SAFETY: chunk i of each slice covers its own range and no other.
         let (ca, cb) = unsafe {
-            (a.slice(start_a, chunk_a.min(len_a - start_a)), b.slice(start_b, chunk_b.min(len_b - start_b)))
+            (
+                a.slice(start_a, chunk_a.min(len_a - start_a)),
+                b.slice(start_b, chunk_b.min(len_b - start_b)),
+            )
         };
         f(i, ca, cb);
     });
@@ -292,7 +310,10 @@ mod tests {
             for pieces in [0, 1, 2, 7, 64, 1001] {
                 let mut hits = vec![0u32; pieces];
                 for_each_chunk(&mut hits, 1, |i, hit| hit[0] += 1 + i as u32);
-                assert!(hits.iter().enumerate().all(|(i, &h)| h == 1 + i as u32), "{threads} threads, {pieces} pieces");
+                assert!(
+                    hits.iter().enumerate().all(|(i, &h)| h == 1 + i as u32),
+                    "{threads} threads, {pieces} pieces"
+                );
             }
         }
         set_num_threads(2);

@@ -230,7 +230,8 @@ mod tests {
     #[test]
     fn normal_cdf_has_an_accurate_tail() {
         // Values of the normal distribution function, from any table.
-        for (x, cdf) in [(0.0, 0.5), (1.0, 0.841_344_8), (-1.0, 0.158_655_25), (-3.0, 1.349_898e-3)] {
+        for (x, cdf) in [(0.0, 0.5), (1.0, 0.841_344_8), (-1.0, 0.158_655_25), (-3.0, 1.349_898e-3)]
+        {
             let (found, _) = normal_cdf_pdf::<false>(x);
             assert!((found - cdf).abs() < 1e-6_f32.min(1e-4 * cdf.max(0.01)), "cdf({x}) = {found}");
         }

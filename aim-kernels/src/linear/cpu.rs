@@ -72,7 +72,9 @@ pub fn backward_weight(shape: Linear, dy: &[f32], x: &[f32], dweight: &mut [f32]
 pub fn backward_bias(shape: Linear, dy: &[f32], dbias: &mut [f32]) {
     assert_eq!(dy.len(), shape.rows * shape.outputs, "linear: dy");
     assert_eq!(dbias.len(), shape.outputs, "linear: dbias");
-    pool::for_each_chunk(dbias, COLUMNS, |i, dbias| add_columns(dy, shape.outputs, i * COLUMNS, dbias));
+    pool::for_each_chunk(dbias, COLUMNS, |i, dbias| {
+        add_columns(dy, shape.outputs, i * COLUMNS, dbias)
+    });
 }
 
 #[inline(always)]

@@ -61,8 +61,20 @@ pub fn forward(
             let rows = TILE.min(tokens - first);
             let keys = visible(prefix[image], first + rows - 1, tokens);
             let scores = &mut scores[..rows * keys];
-            gemm(MatMut::dense(scores, rows, keys), false, view.q(first, rows), view.k(keys).t(), view.scale);
-            softmax(scores, keys, first, prefix[image].max(0) as usize, &mut lse[first..first + rows]);
+            gemm(
+                MatMut::dense(scores, rows, keys),
+                false,
+                view.q(first, rows),
+                view.k(keys).t(),
+                view.scale,
+            );
+            softmax(
+                scores,
+                keys,
+                first,
+                prefix[image].max(0) as usize,
+                &mut lse[first..first + rows],
+            );
             // SAFETY: rows `first..first + rows` of this image, columns of this head: nobody else's.
             let tile = unsafe {
                 let at = (image * tokens + first) * shape.dim() + head * head_dim;
@@ -87,7 +99,10 @@ pub fn backward(
 ) {
     let PrefixAttention { tokens, heads, head_dim, .. } = shape;
     check(shape, qkv, prefix, lse);
-    assert!(out.len() * 3 == qkv.len() && dout.len() == out.len(), "prefix_attention: out and dout");
+    assert!(
+        out.len() * 3 == qkv.len() && dout.len() == out.len(),
+        "prefix_attention: out and dout"
+    );
     assert_eq!(dqkv.len(), qkv.len(), "prefix_attention: dqkv");
     let dim = shape.dim();
     let (lanes, stretch) = (lanes(shape), 2 * tile(shape) * tokens);
@@ -110,13 +125,41 @@ pub fn backward(
             let span = (rows - 1) * dim + head_dim;
             let (o, d_o) = (&out[at..at + span], &dout[at..at + span]);
             let d_out = Mat::new(d_o, rows, head_dim, dim);
-            gemm(MatMut::dense(p, rows, keys), false, view.q(first, rows), view.k(keys).t(), view.scale);
+            gemm(
+                MatMut::dense(p, rows, keys),
+                false,
+                view.q(first, rows),
+                view.k(keys).t(),
+                view.scale,
+            );
             gemm(MatMut::dense(ds, rows, keys), false, d_out, view.v(keys).t(), 1.0);
             let lse = &lse[(image * heads + head) * tokens + first..][..rows];
-            softmax_backward(p, ds, keys, first, prefix[image].max(0) as usize, lse, o, d_o, (dim, head_dim));
+            softmax_backward(
+                p,
+                ds,
+                keys,
+                first,
+                prefix[image].max(0) as usize,
+                lse,
+                o,
+                d_o,
+                (dim, head_dim),
+            );
             gemm(grad(2, 0, keys), add, Mat::dense(p, rows, keys).t(), d_out, 1.0);
-            gemm(grad(1, 0, keys), add, Mat::dense(ds, rows, keys).t(), view.q(first, rows), view.scale);
-            gemm(grad(0, first, rows), accumulate, Mat::dense(ds, rows, keys), view.k(keys), view.scale);
+            gemm(
+                grad(1, 0, keys),
+                add,
+                Mat::dense(ds, rows, keys).t(),
+                view.q(first, rows),
+                view.scale,
+            );
+            gemm(
+                grad(0, first, rows),
+                accumulate,
+                Mat::dense(ds, rows, keys),
+                view.k(keys),
+                view.scale,
+            );
             add = true;
         }
     });
@@ -182,7 +225,13 @@ impl<'a> HeadView<'a> {
 
 /// Softmax of each row over the keys that it sees, zero behind them; the logarithm of the denominator to `lse`.
 #[inline(always)]
-fn softmax_body<const FMA: bool>(scores: &mut [f32], keys: usize, first: usize, prefix: usize, lse: &mut [f32]) {
+fn softmax_body<const FMA: bool>(
+    scores: &mut [f32],
+    keys: usize,
+    first: usize,
+    prefix: usize,
+    lse: &mut [f32],
+) {
     for (i, (row, lse)) in scores.chunks_exact_mut(keys).zip(lse).enumerate() {
         let (seen, hidden) = row.split_at_mut(prefix.max(first + i + 1).min(keys));
         let top = max(seen);

@@ -62,7 +62,10 @@ impl FeatureSet {
         let mut values = Vec::new();
         if len.is_none_or(|len| values.try_reserve_exact(len).is_err()) {
             let what = "features of the whole set in memory";
-            return Err(TrainError::Unsupported { what, instead: "use fewer images or pooled features" });
+            return Err(TrainError::Unsupported {
+                what,
+                instead: "use fewer images or pooled features",
+            });
         }
         Ok(Self { values, labels: Vec::new(), tokens, dim })
     }
@@ -115,7 +118,8 @@ pub fn for_each_batch(
         ..LoaderOptions::new(options.batch_size, options.height as u32, Transform::eval())
     };
     // A limit takes images from all over the source, which may be sorted by class.
-    let pass = Pass { limit: options.limit, shuffle_seed: options.limit.map(|_| 0), augment_seed: 0 };
+    let pass =
+        Pass { limit: options.limit, shuffle_seed: options.limit.map(|_| 0), augment_seed: 0 };
     let mut loader = EvalLoader::new(source.clone(), loading, pass)?;
     let total = loader.num_samples();
     let mut batch = Batch::default();
@@ -123,7 +127,9 @@ pub fn for_each_batch(
     while loader.next_into(&mut batch)? {
         let (pixels, format) = match &batch.images {
             Images::F32(values) => (Pixels::F32(values), PixelFormat::F32),
-            Images::U8(bytes) => (Pixels::U8(bytes), PixelFormat::U8 { mean: options.mean, std: options.std }),
+            Images::U8(bytes) => {
+                (Pixels::U8(bytes), PixelFormat::U8 { mean: options.mean, std: options.std })
+            }
             _ => return Err(TrainError::Internal("unknown kind of pixels")),
         };
         let (height, width) = (batch.height as usize, batch.width as usize);
@@ -147,7 +153,8 @@ pub fn extract(
     skipped: &mut dyn FnMut(&Skipped),
 ) -> Result<FeatureSet, TrainError> {
     let patch = extractor.config().patch_size;
-    let (tokens, dim) = (options.height / patch * (options.width / patch), extractor.config().embed_dim);
+    let (tokens, dim) =
+        (options.height / patch * (options.width / patch), extractor.config().embed_dim);
     let images = options.limit.unwrap_or(u64::MAX).min(source.len());
     let mut set = FeatureSet::with_room(images, tokens, dim)?;
     let mut average = Vec::new();
@@ -174,7 +181,9 @@ pub fn pixels(
     let mut set = FeatureSet::with_room(images, 1, 3 * options.height * options.width)?;
     for_each_batch(source, options, progress, &mut |_| {}, |batch, _, pixels| {
         match pixels {
-            Pixels::U8(bytes) => set.values.extend(bytes.iter().map(|&byte| f32::from(byte) / 255.0)),
+            Pixels::U8(bytes) => {
+                set.values.extend(bytes.iter().map(|&byte| f32::from(byte) / 255.0))
+            }
             Pixels::F32(values) => set.values.extend_from_slice(values),
         }
         set.push_labels(batch, source.as_ref())

@@ -44,7 +44,10 @@ pub fn nearest(
     };
     // |a - b|^2 / 2 = |b|^2 / 2 - a b + (what all b share): the nearest b has the largest a b - |b|^2 / 2.
     let offset: Option<Vec<f32>> = matches!(rule, Neighbours::Nearest).then(|| {
-        train_values.chunks_exact(dim).map(|row| -0.5 * row.iter().map(|v| v * v).sum::<f32>()).collect()
+        train_values
+            .chunks_exact(dim)
+            .map(|row| -0.5 * row.iter().map(|v| v * v).sum::<f32>())
+            .collect()
     });
     let mut similarity = vec![0.0; BLOCK.min(test.len()) * train.len()];
     let mut ranks = Vec::with_capacity(test.len());
@@ -52,7 +55,14 @@ pub fn nearest(
         let rows = BLOCK.min(test.len() - first);
         let shape = Linear { rows, inputs: dim, outputs: train.len() };
         let similarity = &mut similarity[..rows * train.len()];
-        cpu::forward(shape, &test_values[first * dim..][..rows * dim], &train_values, offset.as_deref(), None, similarity);
+        cpu::forward(
+            shape,
+            &test_values[first * dim..][..rows * dim],
+            &train_values,
+            offset.as_deref(),
+            None,
+            similarity,
+        );
         for (row, &label) in similarity.chunks_exact(train.len()).zip(&test.labels[first..]) {
             let votes = vote(row, &train.labels, classes, rule);
             ranks.push(rank(&votes, label.max(0) as usize));
@@ -75,7 +85,9 @@ fn unit_rows(values: &[f32], dim: usize) -> Vec<f32> {
 fn vote(similarity: &[f32], labels: &[i32], classes: usize, rule: Neighbours) -> Vec<f32> {
     let (k, temperature) = match rule {
         Neighbours::Nearest => (1, 1.0),
-        Neighbours::Cosine { k, temperature } => (k.clamp(1, similarity.len()), temperature.max(1e-6)),
+        Neighbours::Cosine { k, temperature } => {
+            (k.clamp(1, similarity.len()), temperature.max(1e-6))
+        }
     };
     let mut order: Vec<usize> = (0..similarity.len()).collect();
     // The earlier image wins a tie.
@@ -101,7 +113,12 @@ mod tests {
 
     fn set(rows: &[([f32; 2], i32)]) -> FeatureSet {
         let values = rows.iter().flat_map(|(v, _)| *v).collect();
-        FeatureSet { values, labels: rows.iter().map(|(_, label)| *label).collect(), tokens: 1, dim: 2 }
+        FeatureSet {
+            values,
+            labels: rows.iter().map(|(_, label)| *label).collect(),
+            tokens: 1,
+            dim: 2,
+        }
     }
 
     #[test]

@@ -29,7 +29,15 @@ pub struct ProbeTraining {
 
 impl Default for ProbeTraining {
     fn default() -> Self {
-        Self { epochs: 20, batch_size: 256, lr: 1e-3, min_lr: 1e-5, weight_decay: 0.1, clip: 3.0, seed: 0 }
+        Self {
+            epochs: 20,
+            batch_size: 256,
+            lr: 1e-3,
+            min_lr: 1e-5,
+            weight_decay: 0.1,
+            clip: 3.0,
+            seed: 0,
+        }
     }
 }
 
@@ -71,11 +79,17 @@ pub fn train(
             step.backward(&mut params, 1.0 / batch_size as f32)?;
             let norm = grad_norm(&params);
             if !(loss.is_finite() && norm.is_finite()) {
-                return Err(TrainError::NonFinite { step: update + 1, what: "the probe's loss", value: loss });
+                return Err(TrainError::NonFinite {
+                    step: update + 1,
+                    what: "the probe's loss",
+                    value: loss,
+                });
             }
             let done = update as f64 / total as f64;
             let lr = settings.min_lr
-                + (settings.lr - settings.min_lr) * 0.5 * (1.0 + (std::f64::consts::PI * done).cos());
+                + (settings.lr - settings.min_lr)
+                    * 0.5
+                    * (1.0 + (std::f64::consts::PI * done).cos());
             update += 1;
             optimizer.step(
                 &mut params,
@@ -109,7 +123,8 @@ pub struct Accuracy {
 impl Accuracy {
     /// Counts the ranks of the labels' scores.
     pub(super) fn of_ranks(ranks: &[usize]) -> Self {
-        let within = |n| ranks.iter().filter(|&&rank| rank < n).count() as f64 / ranks.len().max(1) as f64;
+        let within =
+            |n| ranks.iter().filter(|&&rank| rank < n).count() as f64 / ranks.len().max(1) as f64;
         Self { images: ranks.len(), top1: within(1), top5: within(5) }
     }
 }
@@ -118,14 +133,24 @@ impl Accuracy {
 pub(super) fn rank(scores: &[f32], label: usize) -> usize {
     let own = scores.get(label).copied().unwrap_or(f32::NEG_INFINITY);
     // Not `s >= own`: a score that is NaN must not make its row look right.
-    scores.iter().enumerate().filter(|&(i, s)| i != label && !matches!(s.partial_cmp(&own), Some(std::cmp::Ordering::Less))).count()
+    scores
+        .iter()
+        .enumerate()
+        .filter(|&(i, s)| {
+            i != label && !matches!(s.partial_cmp(&own), Some(std::cmp::Ordering::Less))
+        })
+        .count()
 }
 
 /// Accuracy of a trained classifier.
 ///
 /// # Errors
 /// When features are of another size than the classifier's.
-pub fn evaluate(probe: &Probe, params: &Parameters, set: &FeatureSet) -> Result<Accuracy, TrainError> {
+pub fn evaluate(
+    probe: &Probe,
+    params: &Parameters,
+    set: &FeatureSet,
+) -> Result<Accuracy, TrainError> {
     const BATCH: usize = 256;
     let mut ranks = Vec::with_capacity(set.len());
     let mut step: Option<(usize, ProbeStep)> = None;
@@ -140,7 +165,9 @@ pub fn evaluate(probe: &Probe, params: &Parameters, set: &FeatureSet) -> Result<
         // Labels play no part in the logits; those beyond the classes are wrong, not an error.
         ready.forward(params, features, &vec![-1; count])?;
         let logits = ready.logits()?.chunks_exact(probe.config().classes);
-        ranks.extend(logits.zip(&set.labels[first..]).map(|(row, &label)| rank(row, label.max(0) as usize)));
+        ranks.extend(
+            logits.zip(&set.labels[first..]).map(|(row, &label)| rank(row, label.max(0) as usize)),
+        );
     }
     Ok(Accuracy::of_ranks(&ranks))
 }
@@ -156,7 +183,8 @@ mod tests {
         let (tokens, dim, classes) = (2, 16, 4);
         let mut values = vec![0.0; images * tokens * dim];
         random.fill_normal(0.3, &mut values);
-        let labels: Vec<i32> = (0..images).map(|i| random.below(classes, i as u64, 1) as i32).collect();
+        let labels: Vec<i32> =
+            (0..images).map(|i| random.below(classes, i as u64, 1) as i32).collect();
         for (i, &label) in labels.iter().enumerate() {
             values[(i * tokens + 1) * dim + label as usize] += 2.0;
         }
@@ -168,7 +196,8 @@ mod tests {
         let (train_set, test_set) = (toy(400, 1), toy(200, 2));
         for kind in [ProbeKind::Attentive, ProbeKind::Linear] {
             let probe = Probe::new(ProbeConfig { kind, dim: 16, heads: 2, classes: 4 }).unwrap();
-            let settings = ProbeTraining { batch_size: 50, lr: 1e-2, epochs: 15, ..Default::default() };
+            let settings =
+                ProbeTraining { batch_size: 50, lr: 1e-2, epochs: 15, ..Default::default() };
             let params = train(&probe, &train_set, settings, &mut |_, _| {}).unwrap();
             let accuracy = evaluate(&probe, &params, &test_set).unwrap();
             assert!(accuracy.top1 > 0.9 && accuracy.top5 == 1.0, "{kind:?} {accuracy:?}");

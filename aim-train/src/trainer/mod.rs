@@ -168,15 +168,19 @@ impl Trainer {
 
     fn validate(&mut self, mut metrics: StepMetrics) -> Result<StepMetrics, TrainError> {
         let last = self.done == self.config.train.steps;
-        if let Some(set) = &mut self.validation {
-            if due(self.config.validation.every_steps, self.done) || last {
-                metrics.validation = Some(set.run(&self.model, self.images, &self.params)?);
-            }
+        if let Some(set) = &mut self.validation
+            && (due(self.config.validation.every_steps, self.done) || last)
+        {
+            metrics.validation = Some(set.run(&self.model, self.images, &self.params)?);
         }
         Ok(metrics)
     }
 
-    fn record(&mut self, metrics: &StepMetrics, observer: &mut dyn Observer) -> Result<(), TrainError> {
+    fn record(
+        &mut self,
+        metrics: &StepMetrics,
+        observer: &mut dyn Observer,
+    ) -> Result<(), TrainError> {
         let fields = fields(metrics);
         if let Some(writer) = &mut self.tensorboard {
             for (name, value) in &fields {

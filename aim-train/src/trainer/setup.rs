@@ -57,7 +57,10 @@ impl From<config::Recompute> for Recompute {
 /// When a source cannot be opened or there is none.
 pub fn open_data(config: &RunConfig) -> Result<(Mixture, Arc<dyn Source>), TrainError> {
     let size = config.model.img_size;
-    let options = OpenOptions { synthetic_size: (size.height as u32, size.width as u32), ..OpenOptions::default() };
+    let options = OpenOptions {
+        synthetic_size: (size.height as u32, size.width as u32),
+        ..OpenOptions::default()
+    };
     let mut parts = Vec::new();
     for text in &config.data.train {
         let spec: DataSpec = text.parse()?;
@@ -137,7 +140,10 @@ impl Trainer {
                 (0, LoaderState::new(config.train.seed))
             }
         };
-        durable::replace(&run_dir.join("config.toml"), resolved.to_toml_with_origins()?.as_bytes())?;
+        durable::replace(
+            &run_dir.join("config.toml"),
+            resolved.to_toml_with_origins()?.as_bytes(),
+        )?;
         let metrics = run_dir.join("metrics.jsonl");
         truncate_after(&metrics, done)?;
         let tensorboard = config
@@ -149,7 +155,15 @@ impl Trainer {
             .then(|| {
                 let num_images = config.validation.num_images as u64;
                 let train = &mixture.sources()[0];
-                ValidationSet::new(&model, images, &validation_source, train, num_images, options, observer)
+                ValidationSet::new(
+                    &model,
+                    images,
+                    &validation_source,
+                    train,
+                    num_images,
+                    options,
+                    observer,
+                )
             })
             .transpose()?;
         let (rule, tokens) = (prefix_rule(&config), config.model.num_patches());
@@ -176,7 +190,8 @@ impl Trainer {
 }
 
 fn image_batch(config: &RunConfig, mixture: &Mixture) -> Result<ImageBatch, TrainError> {
-    let tensors = mixture.sources().iter().any(|s| matches!(s.format(), SampleFormat::Tensor { .. }));
+    let tensors =
+        mixture.sources().iter().any(|s| matches!(s.format(), SampleFormat::Tensor { .. }));
     let narrow = |values: [f64; 3]| values.map(|v| v as f32);
     let format = if tensors {
         PixelFormat::F32
@@ -184,7 +199,12 @@ fn image_batch(config: &RunConfig, mixture: &Mixture) -> Result<ImageBatch, Trai
         PixelFormat::U8 { mean: narrow(config.data.mean), std: narrow(config.data.std) }
     };
     let size = config.model.img_size;
-    Ok(ImageBatch { batch: config.train.batch_size, height: size.height, width: size.width, format })
+    Ok(ImageBatch {
+        batch: config.train.batch_size,
+        height: size.height,
+        width: size.width,
+        format,
+    })
 }
 
 /// How the configuration wants images loaded.
@@ -224,7 +244,10 @@ fn find_checkpoint(
     match resume {
         Resume::Auto => {
             let found = checkpoint::newest_valid(run_dir, |path, error| {
-                observer.event(Event::CheckpointSkipped { path: path.to_owned(), reason: error.to_string() });
+                observer.event(Event::CheckpointSkipped {
+                    path: path.to_owned(),
+                    reason: error.to_string(),
+                });
             })?;
             Ok(found.map(|found| found.path))
         }

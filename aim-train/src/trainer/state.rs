@@ -69,7 +69,11 @@ pub(super) fn read_state(dir: &Path) -> Result<TrainerState, TrainError> {
 }
 
 /// Fills parameters and moments from a checkpoint that was verified.
-pub(super) fn restore(dir: &Path, params: &mut Parameters, optimizer: &mut AdamW) -> Result<(), TrainError> {
+pub(super) fn restore(
+    dir: &Path,
+    params: &mut Parameters,
+    optimizer: &mut AdamW,
+) -> Result<(), TrainError> {
     weights::load(params, &SafeTensors::open_dir(dir, "model")?, dir)?;
     let layout = params.layout().clone();
     let (m, v) = optimizer.moments_mut();

@@ -42,13 +42,16 @@ impl ValidationSet {
     ) -> Result<Self, TrainError> {
         let options = LoaderOptions { transform: Transform::eval(), ..options };
         let tokens = tokens(model, kind);
-        let mut set = Self { batches: Vec::new(), selections: Vec::new(), baseline: [0.0; 2], step: None };
+        let mut set =
+            Self { batches: Vec::new(), selections: Vec::new(), baseline: [0.0; 2], step: None };
         // Any part of the source, the same every time: sources are often sorted by class.
         let pass = Pass { limit: Some(num_images), shuffle_seed: Some(0), augment_seed: 0 };
         let skipped = for_each_batch(source, options, pass, |batch| {
-            let fixed: Vec<i32> = batch.keys.iter().map(|&key| PrefixSampler::for_key(tokens, key)).collect();
+            let fixed: Vec<i32> =
+                batch.keys.iter().map(|&key| PrefixSampler::for_key(tokens, key)).collect();
             let causal = vec![1; batch.len()];
-            set.selections.push([&fixed, &causal].map(|prefix| Selection::next_patch(prefix, tokens)));
+            set.selections
+                .push([&fixed, &causal].map(|prefix| Selection::next_patch(prefix, tokens)));
             set.batches.push(batch.clone());
         })?;
         // Training never meets these images, so nobody else would name them.
@@ -143,7 +146,14 @@ impl Targets {
         let patch = model.config().patch_size;
         let normalize = model.target() == Target::NormalizedPixels;
         let shape = PatchLoss { rows: 0, patch, normalize };
-        Ok(Self { kind, shape, tokens: tokens(model, kind), patch, patches: Vec::new(), values: Vec::new() })
+        Ok(Self {
+            kind,
+            shape,
+            tokens: tokens(model, kind),
+            patch,
+            patches: Vec::new(),
+            values: Vec::new(),
+        })
     }
 
     /// `[batch * tokens, 3 p^2]`
@@ -159,9 +169,17 @@ impl Targets {
         self.values.resize(rows * shape.patch_dim(), 0.0);
         match (&batch.images, self.kind.format) {
             (Images::U8(bytes), aim_model::trunk::PixelFormat::U8 { mean, std }) => {
-                aim_kernels::patch_embed::cpu::patchify_u8(shape, bytes, mean, std, &mut self.patches);
+                aim_kernels::patch_embed::cpu::patchify_u8(
+                    shape,
+                    bytes,
+                    mean,
+                    std,
+                    &mut self.patches,
+                );
             }
-            (Images::F32(values), _) => aim_kernels::patch_embed::cpu::patchify(shape, values, &mut self.patches),
+            (Images::F32(values), _) => {
+                aim_kernels::patch_embed::cpu::patchify(shape, values, &mut self.patches)
+            }
             _ => return Err(TrainError::Internal("pixels and their format differ")),
         }
         let every: Vec<i32> = (0..rows as i32).collect();
