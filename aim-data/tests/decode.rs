@@ -1,5 +1,7 @@
 //! Decoding: every kind of file against Pillow, and every kind of damage.
 
+#![allow(clippy::unwrap_used)]
+
 use std::path::{Path, PathBuf};
 
 use aim_data::DefectKind;

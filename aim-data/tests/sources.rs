@@ -1,5 +1,7 @@
 //! Sources: what they accept, and what hostile or damaged data say.
 
+#![allow(clippy::unwrap_used)]
+
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};

@@ -43,15 +43,15 @@ fn probe() -> Probe {
     #[cfg(target_arch = "x86_64")]
     {
         if is_x86_feature_detected!("avx512f") {
-            // SAFETY: the feature was just seen on this machine.
             return Probe {
+                // SAFETY: the feature was just seen on this machine.
                 run: |rounds| unsafe { x86::avx512(rounds) },
                 flops_per_round: 2 * 16 * x86::WIDE,
             };
         }
         if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-            // SAFETY: the features were just seen on this machine.
             return Probe {
+                // SAFETY: the features were just seen on this machine.
                 run: |rounds| unsafe { x86::avx2(rounds) },
                 flops_per_round: 2 * 8 * x86::NARROW,
             };

@@ -85,6 +85,12 @@ impl<'a> MatMut<'a> {
         Self::new(data, rows, cols, cols)
     }
 
+    /// The same view for a shorter time.
+    fn reborrow(&mut self) -> MatMut<'_> {
+        // SAFETY: the same elements, and `self` is not used while the new view lives.
+        unsafe { MatMut::from_raw(self.data, self.rows, self.cols, self.row_stride) }
+    }
+
     /// As [`MatMut::new`], from a pointer to the first element.
     ///
     /// # Safety
@@ -203,7 +209,10 @@ fn copy_rows(from: Mat<'_>, to: &mut [f32]) {
             for r in r0..rows.min(r0 + SIDE) {
                 for c in c0..cols.min(c0 + SIDE) {
                     // SAFETY: r < rows and c < cols: inside the view, and inside `to` by its length.
-                    unsafe { *to.get_unchecked_mut(r * cols + c) = *data.add(r * row_stride + c * col_stride) };
+                    unsafe {
+                        *to.get_unchecked_mut(r * cols + c) =
+                            *data.add(r * row_stride + c * col_stride)
+                    };
                 }
             }
         }
@@ -216,17 +225,28 @@ mod tests {
 
     #[test]
     fn transposed_operands_of_any_size_give_the_product() {
-        for (rows, inner, cols) in [(1, 1, 1), (7, 0, 5), (9, 13, 3), (200, 300, 100), (16, 513, 31)] {
+        for (rows, inner, cols) in
+            [(1, 1, 1), (7, 0, 5), (9, 13, 3), (200, 300, 100), (16, 513, 31)]
+        {
             let a: Vec<f32> = (0..inner * rows).map(|i| (i % 7) as f32 - 3.0).collect();
             let b: Vec<f32> = (0..inner * cols).map(|i| (i % 5) as f32 - 2.0).collect();
             for accumulate in [false, true] {
                 let mut c = vec![1.0; rows * cols];
-                par_gemm(&mut c, accumulate, Mat::dense(&a, inner, rows).t(), Mat::dense(&b, inner, cols));
+                par_gemm(
+                    &mut c,
+                    accumulate,
+                    Mat::dense(&a, inner, rows).t(),
+                    Mat::dense(&b, inner, cols),
+                );
                 for (i, &c) in c.iter().enumerate() {
                     let (r, col) = (i / cols, i % cols);
                     let sum: f32 = (0..inner).map(|k| a[k * rows + r] * b[k * cols + col]).sum();
                     // Small whole numbers: the product is exact whatever its order.
-                    assert_eq!(c, if accumulate { sum + 1.0 } else { sum }, "{rows}x{inner}x{cols} at {i}");
+                    assert_eq!(
+                        c,
+                        if accumulate { sum + 1.0 } else { sum },
+                        "{rows}x{inner}x{cols} at {i}"
+                    );
                 }
             }
         }
