@@ -97,6 +97,15 @@ pub enum TrainError {
         /// A checkpoint of the run.
         path: PathBuf,
     },
+    /// A run has checkpoints and none of them is whole.
+    #[error(
+        "{}: none of its checkpoints is whole, see the warnings; repair them, or move the directory away to start over",
+        path.display()
+    )]
+    NoGoodCheckpoint {
+        /// The run directory.
+        path: PathBuf,
+    },
     /// No training data was named.
     #[error("no training data: expected --data SPEC or data.train in the configuration")]
     NoData,

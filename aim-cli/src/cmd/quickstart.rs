@@ -36,12 +36,12 @@ struct Recipe {
 /// Twelve thousand images in a few minutes on two cores.
 const SHORT: Recipe = Recipe {
     settings: &[
-        "train.steps=1800",
+        "train.steps=1000",
         "model.embed_dim=96",
         "model.num_blocks=4",
         "model.num_heads=3",
     ],
-    epochs: 10,
+    epochs: 8,
     seeds: 5,
 };
 /// All images, within an hour on two cores.
@@ -67,9 +67,9 @@ const SHARED: &[&str] = &[
     "data.scale=[0.6, 1.0]",
     "data.mean=[0.286, 0.286, 0.286]",
     "data.std=[0.353, 0.353, 0.353]",
-    "validation.num_images=1000",
-    "validation.every_steps=300",
-    "checkpoint.every_steps=300",
+    "validation.num_images=500",
+    "validation.every_steps=250",
+    "checkpoint.every_steps=250",
 ];
 
 pub(crate) fn run(args: &Quickstart, quiet: bool) -> Result<Outcome> {

@@ -249,6 +249,10 @@ fn find_checkpoint(
                     reason: error.to_string(),
                 });
             })?;
+            if found.is_none() && !checkpoint::list(run_dir)?.is_empty() {
+                // Starting over would cut the log of a run that may only need its disk back.
+                return Err(TrainError::NoGoodCheckpoint { path: run_dir.to_owned() });
+            }
             Ok(found.map(|found| found.path))
         }
         Resume::Never => match checkpoint::list(run_dir)?.first() {
