@@ -78,6 +78,11 @@ impl Engine {
         &self.plan
     }
 
+    /// Makes every later call fail.
+    pub(super) fn fail(&mut self) {
+        self.failed = true;
+    }
+
     /// Gives the next chunk to `take`; `None` when there are no more.
     pub(super) fn next_chunk<T>(
         &mut self,

@@ -200,6 +200,6 @@ fn fill_batch(
             return Ok(false);
         }
     }
-    account.check()?;
+    account.check().inspect_err(|_| engine.fail())?;
     Ok(true)
 }

@@ -158,7 +158,7 @@ pub(crate) fn par_gemm(c: &mut [f32], accumulate: bool, a: Mat<'_>, b: Mat<'_>) 
     assert_eq!(c.len(), rows * cols, "product of {rows}x{cols} into {} values", c.len());
     let transposed = a.col_stride > 1;
     let (tall, wide) = if transposed {
-        tile(rows, cols, (192, 384), (96, 96))
+        tile(rows, cols, (TALLEST, 384), (96, 96))
     } else {
         tile(rows, cols, (512, 384), (128, 96))
     };
@@ -175,7 +175,9 @@ pub(crate) fn par_gemm(c: &mut [f32], accumulate: bool, a: Mat<'_>, b: Mat<'_>) 
     });
 }
 
-/// Inner dimension of one product on a copy: 192 rows of it fill 192 KiB of a second-level cache.
+/// Most rows of a tile whose left operand is copied.
+const TALLEST: usize = 192;
+/// Inner dimension of one product on a copy: the copy fills 192 KiB of a second-level cache.
 const DEPTH: usize = 256;
 
 /// [`gemm`] for an `a` whose columns are contiguous, as in a weight gradient.
@@ -188,7 +190,8 @@ fn gemm_copied(mut c: MatMut<'_>, accumulate: bool, a: Mat<'_>, b: Mat<'_>) {
         static COPY: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
     }
     COPY.with_borrow_mut(|copy| {
-        copy.resize(copy.len().max(a.rows * DEPTH), 0.0);
+        // As large as any tile needs: a thread that meets a taller one later allocates nothing.
+        copy.resize(TALLEST * DEPTH, 0.0);
         for start in (0..a.cols.max(1)).step_by(DEPTH) {
             let depth = DEPTH.min(a.cols - start);
             let block = a.cols(start, depth);
