@@ -148,7 +148,7 @@ fn shard(bytes: &[u8]) -> (TempDir, Result<WebDataset, Error>) {
 #[test]
 fn a_shard_is_read_by_key() {
     let long = format!("{}/x.jpg", "d".repeat(150));
-    let pax = format!("{} path=p/6.jpg\n", 17);
+    let pax = format!("{} path=p/6.jpg\n", 16);
     let bytes = Tar::new()
         .member(b'5', "./", 0, b"")
         .file("./a/1.jpg", b"one")

@@ -275,7 +275,12 @@ impl<'a> Planner<'a> {
         let output = self.buffer(self.tape.values[n.output.index()].shape.len(), self.category);
         self.values[n.output.index()] = Some(output);
         if self.stats[node].is_none() && n.stats > 0 {
-            self.stats[node] = Some(self.buffer(n.stats, Category::Workspace));
+            let stats = self.buffer(n.stats, Category::Workspace);
+            self.stats[node] = Some(stats);
+            if matches!(n.op, Op::BatchNorm { .. }) {
+                // Read after the run, for running statistics, also where no gradient needs them.
+                self.pin(stats);
+            }
         }
         let stats = self.stats[node].inspect(|&buffer| self.touch(Operand::Buffer(buffer), step));
         let scratch = self.scratch(forward_scratch(self.tape, &n.op));

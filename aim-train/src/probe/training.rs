@@ -197,7 +197,7 @@ mod tests {
         for kind in [ProbeKind::Attentive, ProbeKind::Linear] {
             let probe = Probe::new(ProbeConfig { kind, dim: 16, heads: 2, classes: 4 }).unwrap();
             let settings =
-                ProbeTraining { batch_size: 50, lr: 1e-2, epochs: 15, ..Default::default() };
+                ProbeTraining { batch_size: 50, lr: 1e-2, epochs: 30, ..Default::default() };
             let params = train(&probe, &train_set, settings, &mut |_, _| {}).unwrap();
             let accuracy = evaluate(&probe, &params, &test_set).unwrap();
             assert!(accuracy.top1 > 0.9 && accuracy.top5 == 1.0, "{kind:?} {accuracy:?}");
