@@ -5,6 +5,7 @@
 
 mod flip;
 mod random_resized_crop;
+mod resample;
 mod resize;
 
 use crate::error::{Error, Result};
@@ -103,10 +104,10 @@ impl Preprocessor {
             }
         };
         if image.channels() == 3 {
-            self.resizer.resize(image, &region, self.width, self.height, out)?;
+            self.resizer.resize(image, &region, self.width, self.height, out);
         } else {
             self.gray.resize(out.len() / 3, 0);
-            self.resizer.resize(image, &region, self.width, self.height, &mut self.gray)?;
+            self.resizer.resize(image, &region, self.width, self.height, &mut self.gray);
             gray_to_rgb(&self.gray, out);
         }
         if flip {

@@ -1,11 +1,7 @@
 //! Resampling, and the evaluation transform [`ResizeCenterCrop`].
 
-use fast_image_resize as fir;
-use fast_image_resize::images::{TypedCroppedImage, TypedImage, TypedImageRef};
-use fast_image_resize::pixels::{U8, U8x3};
-use fast_image_resize::{FilterType, PixelTrait, ResizeAlg, ResizeOptions};
-
 use super::CropBox;
+use super::resample::{Resampler, Span};
 use crate::error::{Error, Result};
 use crate::image::Image;
 
@@ -60,12 +56,13 @@ impl ResizeCenterCrop {
             |resized: u64, out: u32| ((resized - u64::from(out)) as f64 / 2.0).round_ties_even();
         let scale_x = f64::from(width) / resized_width as f64;
         let scale_y = f64::from(height) / resized_height as f64;
+        let span = |resized, out, scale| Span {
+            start: margin(resized, out) * scale,
+            length: f64::from(out) * scale,
+        };
         Region::Window {
-            left: margin(resized_width, out_width) * scale_x,
-            top: margin(resized_height, out_height) * scale_y,
-            width: f64::from(out_width) * scale_x,
-            height: f64::from(out_height) * scale_y,
-            scale_y,
+            x: span(resized_width, out_width, scale_x),
+            y: span(resized_height, out_height, scale_y),
         }
     }
 }
@@ -77,39 +74,19 @@ pub(crate) enum Region {
     Crop(CropBox),
     /// A window on the whole image: pixels around it take part in filtering at its edges. It gives
     /// what resizing the whole image and then cropping gives, without computing what is cut off.
-    Window {
-        left: f64,
-        top: f64,
-        width: f64,
-        height: f64,
-        /// Source pixels per output pixel, down the columns.
-        scale_y: f64,
-    },
+    Window { x: Span, y: Span },
 }
 
-/// The antialiased bicubic filter (a = -1/2) of PIL, along rows first and columns second as there.
-///
-/// The two passes are two calls on purpose. In one call, `fast_image_resize` 6.1 filters columns
-/// first, which rounds differently from PIL, and it takes the first output's first weight for the
-/// leftmost of all, which it is not where that weight vanished: an overflow in debug builds, a read
-/// outside the image in release builds. A call that filters one direction has no such offset.
-pub(crate) struct Resizer {
-    inner: fir::Resizer,
-    options: ResizeOptions,
-    rows: Vec<u8>,
-}
-
-/// Reach of the filter in source pixels when enlarging.
-const SUPPORT: f64 = 2.0;
+/// Resamples regions of images, keeping its working memory between them.
+pub(crate) struct Resizer(Resampler);
 
 impl Resizer {
     pub(crate) fn new() -> Self {
-        let filter = ResizeAlg::Convolution(FilterType::CatmullRom);
-        let options = ResizeOptions::new().resize_alg(filter).use_alpha(false);
-        Self { inner: fir::Resizer::new(), options, rows: Vec::new() }
+        Self(Resampler::new())
     }
 
-    /// Resamples a region to `width` x `height` pixels of the image's channels.
+    /// Resamples a region to `width` x `height` pixels of the image's channels. `out` has room for
+    /// exactly that, and the region lies inside the image.
     pub(crate) fn resize(
         &mut self,
         image: &Image,
@@ -117,84 +94,19 @@ impl Resizer {
         width: u32,
         height: u32,
         out: &mut [u8],
-    ) -> Result<()> {
+    ) {
         let whole = CropBox { left: 0, top: 0, width: image.width(), height: image.height() };
-        if *region == Region::Crop(whole) && (whole.width, whole.height) == (width, height) {
-            out.copy_from_slice(image.pixels());
-            return Ok(());
-        }
-        // Two typed calls and not one on `dyn` pixels, which would compile fifteen kinds of them.
-        let done = if image.channels() == 3 {
-            self.resample::<U8x3>(image, region, width, height, out)
-        } else {
-            self.resample::<U8>(image, region, width, height, out)
+        let (part, spans) = match *region {
+            Region::Crop(part) => {
+                if part == whole && (part.width, part.height) == (width, height) {
+                    out.copy_from_slice(image.pixels());
+                    return;
+                }
+                let span = |length| Span { start: 0.0, length: f64::from(length) };
+                (part, (span(part.width), span(part.height)))
+            }
+            Region::Window { x, y } => (whole, (x, y)),
         };
-        done.map_err(|reason| {
-            Error::Config(format!("cannot take {region:?} of {whole:?}: {reason}"))
-        })
+        self.0.run(image, part, spans, (width as usize, height as usize), out);
     }
-
-    fn resample<P: PixelTrait>(
-        &mut self,
-        image: &Image,
-        region: &Region,
-        width: u32,
-        height: u32,
-        out: &mut [u8],
-    ) -> Result<(), Box<dyn std::error::Error>> {
-        let (part, window) = parts(image, region);
-        let source =
-            TypedImageRef::<P>::from_buffer(image.width(), image.height(), image.pixels())?;
-        let source = TypedCroppedImage::new(source, part.left, part.top, part.width, part.height)?;
-        let row = width as usize * usize::from(image.channels());
-        self.rows.resize(part.height as usize * row, 0);
-
-        let rows_len = f64::from(part.height);
-        let across = self.options.crop(window.left, 0.0, window.width, rows_len);
-        let mut rows = TypedImage::<P>::from_buffer(width, part.height, &mut self.rows)?;
-        self.inner.resize_typed(&source, &mut rows, &across)?;
-
-        let rows = TypedImageRef::<P>::from_buffer(width, part.height, &self.rows)?;
-        let down = self.options.crop(0.0, window.top, f64::from(width), window.height);
-        let mut target = TypedImage::<P>::from_buffer(width, height, out)?;
-        self.inner.resize_typed(&rows, &mut target, &down)?;
-        Ok(())
-    }
-}
-
-/// A place within a part of an image, in that part's own pixels.
-struct Window {
-    left: f64,
-    top: f64,
-    width: f64,
-    height: f64,
-}
-
-/// The part of the image that takes part in filtering, and the region within it.
-fn parts(image: &Image, region: &Region) -> (CropBox, Window) {
-    match *region {
-        Region::Crop(part) => {
-            let (width, height) = (f64::from(part.width), f64::from(part.height));
-            (part, Window { left: 0.0, top: 0.0, width, height })
-        }
-        Region::Window { left, top, width, height, scale_y } => {
-            let (image_width, image_height) = (image.width(), image.height());
-            // Rows that the filter reaches from the window, and one more against rounding.
-            let reach = SUPPORT * scale_y.max(1.0) + 1.0;
-            let first = (top - reach).floor().max(0.0);
-            let last = (top + height + reach).ceil().min(f64::from(image_height));
-            let rows = ((last - first) as u32).max(1);
-            let part = CropBox { left: 0, top: first as u32, width: image_width, height: rows };
-            let top = top - first;
-            let width = clip(left, width, f64::from(image_width));
-            let height = clip(top, height, f64::from(rows));
-            (part, Window { left, top, width, height })
-        }
-    }
-}
-
-/// `length`, cut so that rounding does not carry `start + length` past `end`.
-fn clip(start: f64, length: f64, end: f64) -> f64 {
-    let length = length.min(end - start);
-    if start + length > end { length - end * f64::EPSILON } else { length }
 }
