@@ -93,9 +93,10 @@ impl Weights {
             let first = first.min(size as usize - 1);
             let count = last.saturating_sub(first).clamp(1, self.stride);
             self.exact.clear();
-            self.exact.extend((0..count).map(|at| {
-                bicubic(((at + first) as f64 - center + 0.5) * (1.0 / filter_scale))
-            }));
+            self.exact
+                .extend((0..count).map(|at| {
+                    bicubic(((at + first) as f64 - center + 0.5) * (1.0 / filter_scale))
+                }));
             let sum: f64 = self.exact.iter().sum();
             let norm = if sum == 0.0 { 1.0 } else { sum };
             self.bounds.push((first, count));

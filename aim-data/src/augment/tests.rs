@@ -57,7 +57,7 @@ fn resampling_agrees_with_pillow() {
             found.iter().zip(expected.pixels()).map(|(a, b)| u32::from(a.abs_diff(*b))).collect();
         let mean = f64::from(differences.iter().sum::<u32>()) / differences.len() as f64;
         let largest = differences.iter().max().unwrap();
-        assert!(mean < 0.05 && *largest <= 1, "{case}: mean {mean}, largest {largest}");
+        assert!(mean < 0.002 && *largest <= 1, "{case}: mean {mean}, largest {largest}");
     }
 }
 
