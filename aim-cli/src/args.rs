@@ -218,8 +218,17 @@ pub(crate) struct Probe {
     #[arg(long, value_name = "LAYERS", default_value = "last:6")]
     pub(crate) layers: String,
     /// Passes over the training images
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) epochs: Option<u32>,
+    /// Images in a batch of the classifier's training
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..=65536))]
+    pub(crate) batch_size: Option<u32>,
+    /// Peak learning rate of the classifier
+    #[arg(long, value_name = "RATE", value_parser = positive)]
+    pub(crate) lr: Option<f64>,
+    /// Decoupled weight decay of the classifier's matrices
+    #[arg(long, value_name = "DECAY", value_parser = not_negative)]
+    pub(crate) weight_decay: Option<f64>,
     /// Repeat the classifier's training with this many seeds
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100))]
     pub(crate) seeds: u32,
@@ -234,6 +243,14 @@ pub(crate) struct Probe {
     /// Print the results as JSON instead of a table
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+fn positive(text: &str) -> Result<f64, String> {
+    text.parse().ok().filter(|v: &f64| v.is_finite() && *v > 0.0).ok_or("not above 0".into())
+}
+
+fn not_negative(text: &str) -> Result<f64, String> {
+    text.parse().ok().filter(|v: &f64| v.is_finite() && *v >= 0.0).ok_or("not 0 or above".into())
 }
 
 /// What becomes of an image's tokens.

@@ -114,26 +114,32 @@ fn attention(random: &mut Random, results: &mut Results) {
 
     // More images than groups of the backward pass.
     let shape = attention_pool::AttentionPool { batch: 45, tokens: 9, queries: 2, heads, head_dim };
-    let (q, len) = (random.values(2 * shape.dim()), 45 * 9 * shape.dim());
-    let (k, v, dout) = (&qkv[..len], &qkv[len..2 * len], random.values(45 * shape.dim()));
-    let (mut out, mut p) = (zeros(dout.len()), zeros(45 * shape.scores()));
-    let (mut dq, mut dk, mut dv) = (zeros(q.len()), zeros(len), zeros(len));
+    let (dim, len) = (shape.dim(), 45 * 9 * shape.dim());
+    let (query, key, value) =
+        (random.values(2 * dim), random.values(dim * dim), random.values(dim * dim));
+    let weights = attention_pool::cpu::Weights { query: &query, key: &key, value: &value };
+    let (x, dout) = (&qkv[..len], random.values(45 * dim));
+    let (mut out, mut kept) = (zeros(dout.len()), zeros(shape.kept()));
+    let (mut dq, mut dk, mut dv) = (zeros(2 * dim), zeros(dim * dim), zeros(dim * dim));
+    let mut dx = zeros(len);
+    let mut scratch = zeros(attention_pool::cpu::forward_scratch(shape));
+    attention_pool::cpu::forward(shape, x, weights, &mut out, &mut kept, &mut scratch);
     let mut scratch = zeros(attention_pool::cpu::backward_scratch(shape));
-    attention_pool::cpu::forward(shape, &q, k, v, &mut out, &mut p);
+    let gradients =
+        attention_pool::cpu::WeightGradients { query: &mut dq, key: &mut dk, value: &mut dv };
+    let to_x = Some((&mut dx[..], false));
     attention_pool::cpu::backward(
         shape,
-        &q,
-        k,
-        v,
-        &p,
+        x,
+        weights,
+        &kept,
         &dout,
-        &mut dq,
-        &mut dk,
-        &mut dv,
-        false,
+        Some(gradients),
+        to_x,
         &mut scratch,
     );
-    results.extend([("attention_pool", out), ("attention_pool p", p), ("attention_pool dq", dq)]);
+    results.extend([("attention_pool", out), ("attention_pool kept", kept)]);
+    results.extend([("attention_pool dq", dq), ("attention_pool dx", dx)]);
     results.extend([("attention_pool dk", dk), ("attention_pool dv", dv)]);
 
     let shape = mean_pool::MeanPool { batch: 45, tokens: 9, dim: 84 };

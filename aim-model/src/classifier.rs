@@ -164,9 +164,8 @@ impl Probe {
         match self.attention {
             Some(Attention { queries, key, value }) => {
                 let normed = tape.batch_norm(features, running, BATCH_NORM_EPS)?;
-                let k = tape.linear(normed, key, None, None)?;
-                let v = tape.linear(normed, value, None, None)?;
-                let pooled = tape.attention_pool(queries, k, v, self.config.heads)?;
+                let pooled =
+                    tape.attention_pool(normed, [queries, key, value], self.config.heads)?;
                 Ok((normed, tape.linear(pooled, self.linear.0, None, None)?))
             }
             None => {

@@ -1,6 +1,7 @@
 //! The backward step of every op: gradients of its inputs and parameters from its output's.
 
 use aim_kernels as k;
+use aim_kernels::attention_pool::cpu::{WeightGradients as PoolGradients, Weights as PoolWeights};
 use aim_kernels::layer_norm::cpu::Gradients;
 use aim_kernels::memory::Span;
 use aim_kernels::{batch_norm::BatchNorm, patch_loss::PatchLoss};
@@ -105,19 +106,22 @@ pub(crate) fn run(run: &mut Run<'_>, step: &Step, grads: &mut [f32], scale: f32)
             let (mean, rstd) = stats.split_at(kernel.dim);
             k::batch_norm::cpu::backward(kernel, x, mean, rstd, dy, dx, accumulate);
         }
-        Op::AttentionPool { queries, keys, heads, .. } => {
-            let kernel = attention_pool_shape(tape, shape(keys), queries, heads);
-            let q = run.param(queries);
-            let dv = place(target(1).map(|t| t.buffer));
-            let reads = [x, input(1), stats, dy];
-            let ([keys, values, p, dy], [dk, dv, scratch]) =
-                run.arena.carve(reads, [dx, dv, scratch]);
-            if let Some(dq) = trained(layout, queries) {
-                let dq = &mut grads[dq];
-                k::attention_pool::cpu::backward(
-                    kernel, q, keys, values, p, dy, dq, dk, dv, accumulate, scratch,
-                );
-            }
+        Op::AttentionPool { x: x_var, query, key, value, heads } => {
+            let kernel = attention_pool_shape(tape, x_var, query, heads);
+            let weights = PoolWeights {
+                query: run.param(query),
+                key: run.param(key),
+                value: run.param(value),
+            };
+            let ([x, kept, dy], [dx, scratch]) = run.arena.carve([x, stats, dy], [dx, scratch]);
+            // They train together or not at all.
+            let gradients = trained(layout, query).and_then(|query| {
+                let ranges = [query, trained(layout, key)?, trained(layout, value)?];
+                let [query, key, value] = grads.get_disjoint_mut(ranges).ok()?;
+                Some(PoolGradients { query, key, value })
+            });
+            let dx = wanted.then_some((dx, accumulate));
+            k::attention_pool::cpu::backward(kernel, x, weights, kept, dy, gradients, dx, scratch);
         }
         Op::PatchLoss { pred, patch_size, normalize, .. } => {
             let kernel = PatchLoss { rows: shape(pred).rows(), patch: patch_size, normalize };

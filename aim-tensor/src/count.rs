@@ -3,6 +3,7 @@
 //! A multiply-add is two FLOPs. Matrix products and attention are counted; element-wise work, below one in a hundred
 //! of them, is not. Attention counts its two products in full, masked part included, as is usual for an MFU.
 
+use crate::forward::attention_pool_shape;
 use crate::plan::attention_shape;
 use crate::tape::{Op, Tape};
 
@@ -40,11 +41,11 @@ fn op_flops(tape: &Tape, op: &Op) -> Flops {
             let product = 2 * attention_shape(tape, qkv, heads).macs();
             Flops { forward: 2 * product, backward: 4 * product }
         }
-        Op::AttentionPool { queries, keys, .. } => {
-            let shape = tape.shape(keys);
-            let queries = tape.layout.get(queries).spec.shape.rows() as u64;
-            let product = 2 * queries * shape.len() as u64;
-            Flops { forward: 2 * product, backward: 4 * product }
+        Op::AttentionPool { x, query, heads, .. } => {
+            let forward = attention_pool_shape(tape, x, query, heads).flops();
+            // Two products for each of the forward pass, the last pair of which is for x alone.
+            let trained = tape.values[x.index()].requires_grad;
+            Flops { forward, backward: if trained { 3 * forward } else { 2 * forward } }
         }
         _ => Flops::default(),
     }

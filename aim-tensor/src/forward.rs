@@ -1,6 +1,7 @@
 //! The forward step of every op: from places in the arena to a kernel call.
 
 use aim_kernels as k;
+use aim_kernels::attention_pool::cpu::Weights as PoolWeights;
 use aim_kernels::memory::Span;
 use aim_kernels::{
     batch_norm::BatchNorm, gather_rows::GatherRows, layer_norm::LayerNorm, linear::Linear,
@@ -8,6 +9,7 @@ use aim_kernels::{
     softmax_cross_entropy::SoftmaxCrossEntropy,
 };
 
+use crate::parameters::ParamId;
 use crate::plan::{Operand, Step, attention_shape};
 use crate::session::Run;
 use crate::shape::{DType, Shape};
@@ -112,11 +114,15 @@ pub(crate) fn run(run: &mut Run<'_>, step: &Step) {
                 None => k::batch_norm::cpu::forward_training(kernel, x, y, mean, rstd, None),
             }
         }
-        Op::AttentionPool { queries, keys, heads, .. } => {
-            let kernel = attention_pool_shape(tape, shape(keys), queries, heads);
-            let q = run.param(queries);
-            let ([keys, values], [y, p]) = run.arena.carve([x, input(1)], [y, stats]);
-            k::attention_pool::cpu::forward(kernel, q, keys, values, y, p);
+        Op::AttentionPool { x: x_var, query, key, value, heads } => {
+            let kernel = attention_pool_shape(tape, x_var, query, heads);
+            let weights = PoolWeights {
+                query: run.param(query),
+                key: run.param(key),
+                value: run.param(value),
+            };
+            let ([x], [y, kept, scratch]) = run.arena.carve([x], [y, stats, scratch]);
+            k::attention_pool::cpu::forward(kernel, x, weights, y, kept, scratch);
         }
         Op::PatchLoss { pred, patch_size, normalize, .. } => {
             let kernel = PatchLoss { rows: shape(pred).rows(), patch: patch_size, normalize };
@@ -157,12 +163,13 @@ pub(crate) fn mean_pool_shape(x: Shape) -> MeanPool {
 
 pub(crate) fn attention_pool_shape(
     tape: &Tape,
-    keys: Shape,
-    queries: crate::parameters::ParamId,
+    x: Var,
+    query: ParamId,
     heads: usize,
 ) -> k::attention_pool::AttentionPool {
-    let dims = keys.dims();
-    let queries = tape.layout.get(queries).spec.shape.rows();
+    let shape = tape.shape(x);
+    let dims = shape.dims();
+    let queries = tape.layout.get(query).spec.shape.rows();
     k::attention_pool::AttentionPool {
         batch: dims[0],
         tokens: dims[1],

@@ -1,6 +1,7 @@
 //! Recording ops: each method checks shapes and appends one node.
 
 use crate::error::TensorError;
+use crate::forward::attention_pool_shape;
 use crate::parameters::ParamId;
 use crate::shape::{DType, Shape};
 use crate::tape::{Node, Op, Source, Tape, Var};
@@ -255,45 +256,43 @@ impl Tape {
     /// [`Op::AttentionPool`]: `[batch, tokens, dim]` to `[batch, dim]`.
     ///
     /// # Errors
-    /// When keys, values and queries do not fit, or only some of them train.
+    /// When x and the parameters do not fit, or only some of the parameters train.
     pub fn attention_pool(
         &mut self,
-        queries: ParamId,
-        keys: Var,
-        values: Var,
+        x: Var,
+        [query, key, value]: [ParamId; 3],
         heads: usize,
     ) -> Result<Var, TensorError> {
         const OP: &str = "attention_pool";
-        let [batch, tokens, dim] = self.rank3(OP, keys)?;
-        let found = self.f32_shape(OP, values)?;
-        if found != self.shape(keys) || keys == values {
-            return Err(mismatch(
-                OP,
-                "different keys and values of one shape",
-                self.shape(keys),
-                found,
-            ));
-        }
-        let trains = [keys, values].map(|var| self.values[var.index()].requires_grad);
-        if trains != [self.layout.get(queries).spec.trainable; 2] {
-            let expected = "queries, keys and values that all train or are all frozen";
+        let [batch, _, dim] = self.rank3(OP, x)?;
+        let trains = [query, key, value].map(|id| self.layout.get(id).spec.trainable);
+        if trains.contains(&true) && trains.contains(&false) {
+            let expected = "query, key and value that all train or are all frozen";
             return Err(TensorError::BadArgument {
                 op: OP,
                 expected,
-                found: format!("keys, values: {trains:?}"),
+                found: format!("training: {trains:?}"),
             });
         }
-        let q = self.param_shape(queries);
+        let q = self.param_shape(query);
         if q.last() != dim || heads == 0 || !dim.is_multiple_of(heads) {
-            return Err(mismatch(
-                OP,
-                "queries [1, queries, dim], dim a multiple of heads",
-                q,
-                found,
-            ));
+            let expected =
+                "x [batch, tokens, dim] and queries [1, queries, dim], dim a multiple of heads";
+            return Err(mismatch(OP, expected, self.shape(x), q));
         }
-        let stats = batch * heads * q.rows() * tokens;
-        Ok(self.push(Op::AttentionPool { queries, keys, values, heads }, [batch, dim], stats))
+        for w in [key, value].map(|id| self.param_shape(id)) {
+            if w != Shape::from([dim, dim]) {
+                return Err(mismatch(
+                    OP,
+                    "x [batch, tokens, dim] and weights [dim, dim]",
+                    self.shape(x),
+                    w,
+                ));
+            }
+        }
+        let op = Op::AttentionPool { x, query, key, value, heads };
+        let kept = attention_pool_shape(self, x, query, heads).kept();
+        Ok(self.push(op, [batch, dim], kept))
     }
 
     /// [`Op::PatchLoss`]: one loss for each row of pred.

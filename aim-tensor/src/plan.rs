@@ -493,6 +493,10 @@ fn forward_scratch(tape: &Tape, op: &Op) -> usize {
         Op::PrefixAttention { qkv, heads, .. } => {
             aim_kernels::prefix_attention::cpu::forward_scratch(attention_shape(tape, qkv, heads))
         }
+        Op::AttentionPool { x, query, heads, .. } => {
+            let shape = attention_pool_shape(tape, x, query, heads);
+            aim_kernels::attention_pool::cpu::forward_scratch(shape)
+        }
         _ => 0,
     }
 }
@@ -502,8 +506,8 @@ fn backward_scratch(tape: &Tape, op: &Op) -> usize {
         Op::PrefixAttention { qkv, heads, .. } => {
             aim_kernels::prefix_attention::cpu::backward_scratch(attention_shape(tape, qkv, heads))
         }
-        Op::AttentionPool { queries, keys, heads, .. } => {
-            let shape = attention_pool_shape(tape, tape.shape(keys), queries, heads);
+        Op::AttentionPool { x, query, heads, .. } => {
+            let shape = attention_pool_shape(tape, x, query, heads);
             aim_kernels::attention_pool::cpu::backward_scratch(shape)
         }
         Op::LayerNorm { x, .. } => {

@@ -113,12 +113,14 @@ pub enum Op {
     },
     /// Attention of learned queries over tokens, mean over queries: `[batch, tokens, dim]` to `[batch, dim]`.
     AttentionPool {
-        /// `[1, queries, dim]`
-        queries: ParamId,
         /// `[batch, tokens, dim]`
-        keys: Var,
-        /// `[batch, tokens, dim]`
-        values: Var,
+        x: Var,
+        /// The queries `[1, queries, dim]`.
+        query: ParamId,
+        /// Makes keys of tokens: `[dim, dim]`.
+        key: ParamId,
+        /// Makes values of tokens: `[dim, dim]`.
+        value: ParamId,
         /// Heads.
         heads: usize,
     },
@@ -173,13 +175,13 @@ impl Op {
             Self::LayerNorm { x, .. }
             | Self::Gelu { x }
             | Self::MeanPool { x }
-            | Self::BatchNorm { x, .. } => vec![x],
+            | Self::BatchNorm { x, .. }
+            | Self::AttentionPool { x, .. } => vec![x],
             Self::Positions { x, table, index } => vec![x, table, index],
             Self::PrefixAttention { qkv, prefix, .. } => vec![qkv, prefix],
             Self::GatherRows { x, index } => vec![x, index],
             Self::Add { a, b } => vec![a, b],
             Self::Average { ref inputs } => inputs.clone(),
-            Self::AttentionPool { keys, values, .. } => vec![keys, values],
             Self::PatchLoss { pred, patches, targets, .. } => vec![pred, patches, targets],
             Self::CrossEntropy { logits, labels } => vec![logits, labels],
         }
@@ -190,7 +192,7 @@ impl Op {
         match *self {
             Self::Linear { weight, bias, .. } => std::iter::once(weight).chain(bias).collect(),
             Self::LayerNorm { weight, bias, .. } => vec![weight, bias],
-            Self::AttentionPool { queries, .. } => vec![queries],
+            Self::AttentionPool { query, key, value, .. } => vec![query, key, value],
             _ => Vec::new(),
         }
     }
@@ -224,10 +226,11 @@ impl Op {
             Self::Linear { residual, .. } => {
                 [true, false][..1 + usize::from(residual.is_some())].to_vec()
             }
-            Self::LayerNorm { .. } | Self::Gelu { .. } | Self::BatchNorm { .. } => vec![true],
-            Self::PrefixAttention { .. }
-            | Self::AttentionPool { .. }
-            | Self::CrossEntropy { .. } => vec![true, true],
+            Self::LayerNorm { .. }
+            | Self::Gelu { .. }
+            | Self::BatchNorm { .. }
+            | Self::AttentionPool { .. } => vec![true],
+            Self::PrefixAttention { .. } | Self::CrossEntropy { .. } => vec![true, true],
             Self::GatherRows { .. } => vec![false, true],
             Self::PatchLoss { .. } => vec![true; 3],
             other => vec![false; other.inputs().len()],

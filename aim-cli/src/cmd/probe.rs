@@ -62,10 +62,14 @@ pub(crate) fn run(args: &Probe, quiet: bool) -> Result<()> {
     let weights = Weights::open(&args.checkpoint)?;
     let layers = parse_layers(&args.layers, weights.config.num_blocks)?;
     let bench = Bench::open(&args.train, &args.val, &weights, quiet)?;
-    let mut settings = ProbeTraining::default();
-    if let Some(epochs) = args.epochs {
-        settings.epochs = epochs as usize;
-    }
+    let default = ProbeTraining::default();
+    let settings = ProbeTraining {
+        epochs: args.epochs.map_or(default.epochs, |n| n as usize),
+        batch_size: args.batch_size.map_or(default.batch_size, |n| n as usize),
+        lr: args.lr.unwrap_or(default.lr),
+        weight_decay: args.weight_decay.unwrap_or(default.weight_decay),
+        ..default
+    };
     let mut rows = Vec::new();
     let trained = [("pre-trained", None)];
     let untrained = args.untrained.then_some(("untrained", Some(0)));

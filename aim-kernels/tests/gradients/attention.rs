@@ -1,12 +1,13 @@
 //! Prefix attention and attention pooling.
 
+use aim_kernels::attention_pool::cpu::{WeightGradients, Weights};
 use aim_kernels::attention_pool::{self, AttentionPool};
 use aim_kernels::mean_pool::{self, MeanPool};
 use aim_kernels::prefix_attention::{self, PrefixAttention};
 use proptest::prelude::*;
 use proptest::sample::select;
 
-use crate::check::{Random, added, assert_close, assert_gradient, cases, dot, wide, written};
+use crate::check::{Random, assert_close, assert_gradient, cases, dot, wide, written};
 use crate::reference;
 
 /// Prefixes at both ends of their range and anywhere between.
@@ -112,31 +113,46 @@ proptest! {
         seed in any::<u64>(),
     ) {
         let shape = AttentionPool { batch, tokens, queries, heads, head_dim };
-        let random = &mut Random::new(seed);
-        let q = random.normal(queries * shape.dim());
-        let (k, v) = (random.normal(batch * tokens * shape.dim()), random.normal(batch * tokens * shape.dim()));
-        let dout = random.normal(batch * shape.dim());
-        let (wq, wk, wv) = (wide(&q), wide(&k), wide(&v));
-        let (mut out, mut p) = (vec![f32::NAN; dout.len()], vec![f32::NAN; batch * shape.scores()]);
-        attention_pool::cpu::forward(shape, &q, &k, &v, &mut out, &mut p);
-        assert_close("out", &out, &reference::attention_pool(shape, &wq, &wk, &wv));
+        let (random, dim) = (&mut Random::new(seed), shape.dim());
+        let x = random.normal(batch * tokens * dim);
+        // Scores and outputs of about one, whatever the width.
+        let mut weights = |rows: usize| -> Vec<f32> {
+            random.normal(rows * dim).iter().map(|v| v / (dim as f32).sqrt()).collect()
+        };
+        let (q, k, v) = (weights(queries), weights(dim), weights(dim));
+        let dout = random.normal(batch * dim);
+        let (wide_x, wide_q, wide_k, wide_v) = (wide(&x), wide(&q), wide(&k), wide(&v));
+        let weights = Weights { query: &q, key: &k, value: &v };
+        let (mut out, mut kept) = (vec![f32::NAN; dout.len()], vec![f32::NAN; shape.kept()]);
+        let mut scratch = vec![f32::NAN; attention_pool::cpu::forward_scratch(shape)];
+        attention_pool::cpu::forward(shape, &x, weights, &mut out, &mut kept, &mut scratch);
+        let reference = |x: &[f64], [q, k, v]: [&[f64]; 3]| {
+            let project = |w| reference::linear(x, w, dim);
+            reference::attention_pool(shape, q, &project(k), &project(v))
+        };
+        assert_close("out", &out, &reference(&wide_x, [&wide_q, &wide_k, &wide_v]));
 
         let mut scratch = vec![f32::NAN; attention_pool::cpu::backward_scratch(shape)];
-        let mut dq = Vec::new();
-        // dk and dv side by side, since one flag says whether both accumulate.
-        let both = written(random, 2 * k.len(), |both, accumulate| {
-            let (dk, dv) = both.split_at_mut(k.len());
-            dq = added(&mut Random::new(seed), q.len(), |dq| {
-                attention_pool::cpu::backward(
-                    shape, &q, &k, &v, &p, &dout, dq, dk, dv, accumulate, &mut scratch,
-                );
-            });
+        let before = random.normal((queries + 2 * dim) * dim);
+        let mut sum = before.clone();
+        let mut first = true;
+        let dx = written(random, x.len(), |dx, accumulate| {
+            let (query, rest) = sum.split_at_mut(q.len());
+            let (key, value) = rest.split_at_mut(k.len());
+            // The second call is for x alone.
+            let gradients = std::mem::take(&mut first).then_some(WeightGradients { query, key, value });
+            attention_pool::cpu::backward(
+                shape, &x, weights, &kept, &dout, gradients, Some((dx, accumulate)), &mut scratch,
+            );
         });
-        let (dk, dv) = both.split_at(k.len());
-        let loss = |q: &[f64], k: &[f64], v: &[f64]| dot(&dout, &reference::attention_pool(shape, q, k, v));
-        assert_gradient("dq", random, &q, &dq, 0.1, |q| loss(q, &wk, &wv));
-        assert_gradient("dk", random, &k, dk, 0.01, |k| loss(&wq, k, &wv));
-        assert_gradient("dv", random, &v, dv, 0.0, |v| loss(&wq, &wk, v));
+        let gradients: Vec<f32> = sum.iter().zip(&before).map(|(sum, before)| sum - before).collect();
+        let (dq, rest) = gradients.split_at(q.len());
+        let (dk, dv) = rest.split_at(k.len());
+        let loss = |x: &[f64], weights: [&[f64]; 3]| dot(&dout, &reference(x, weights));
+        assert_gradient("dx", random, &x, &dx, 0.1, |x| loss(x, [&wide_q, &wide_k, &wide_v]));
+        assert_gradient("dq", random, &q, dq, 0.1, |q| loss(&wide_x, [q, &wide_k, &wide_v]));
+        assert_gradient("dk", random, &k, dk, 0.1, |k| loss(&wide_x, [&wide_q, k, &wide_v]));
+        assert_gradient("dv", random, &v, dv, 0.0, |v| loss(&wide_x, [&wide_q, &wide_k, v]));
     }
 
     #[test]
