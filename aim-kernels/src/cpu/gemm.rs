@@ -10,6 +10,7 @@ use std::marker::PhantomData;
 use faer::Accum;
 
 use super::pool;
+use super::transpose::{Block, transpose};
 
 /// A strided matrix that is read.
 #[derive(Clone, Copy)]
@@ -179,6 +180,9 @@ pub(crate) fn par_gemm(c: &mut [f32], accumulate: bool, a: Mat<'_>, b: Mat<'_>) 
 const TALLEST: usize = 192;
 /// Inner dimension of one product on a copy: the copy fills 192 KiB of a second-level cache.
 const DEPTH: usize = 256;
+/// Values from one row of the copy to the next: not a power of two, which would crowd the rows into a few sets of the
+/// first-level cache.
+const STRIDE: usize = DEPTH + 16;
 
 /// [`gemm`] for an `a` whose columns are contiguous, as in a weight gradient.
 ///
@@ -191,34 +195,25 @@ fn gemm_copied(mut c: MatMut<'_>, accumulate: bool, a: Mat<'_>, b: Mat<'_>) {
     }
     COPY.with_borrow_mut(|copy| {
         // As large as any tile needs: a thread that meets a taller one later allocates nothing.
-        copy.resize(TALLEST * DEPTH, 0.0);
+        copy.resize(TALLEST * STRIDE, 0.0);
         for start in (0..a.cols.max(1)).step_by(DEPTH) {
             let depth = DEPTH.min(a.cols - start);
             let block = a.cols(start, depth);
-            copy_rows(block, &mut copy[..a.rows * depth]);
-            let block = Mat::dense(&copy[..a.rows * depth], a.rows, depth);
+            copy_rows(block, copy);
+            let block = Mat::new(copy, a.rows, depth, STRIDE);
             gemm(c.reborrow(), accumulate || start > 0, block, b.rows(start, depth), 1.0);
         }
     });
 }
 
-/// Copies a matrix so that its rows are contiguous, in squares that reuse the lines of cache on both sides.
+/// Copies a matrix whose columns are contiguous to one whose rows are, [`STRIDE`] apart.
 fn copy_rows(from: Mat<'_>, to: &mut [f32]) {
-    const SIDE: usize = 8;
-    let Mat { data, rows, cols, row_stride, col_stride, .. } = from;
-    assert_eq!(to.len(), rows * cols, "copy of {rows}x{cols}");
-    for r0 in (0..rows).step_by(SIDE) {
-        for c0 in (0..cols).step_by(SIDE) {
-            for r in r0..rows.min(r0 + SIDE) {
-                for c in c0..cols.min(c0 + SIDE) {
-                    // SAFETY: r < rows and c < cols: inside the view, and inside `to` by its length.
-                    unsafe {
-                        *to.get_unchecked_mut(r * cols + c) =
-                            *data.add(r * row_stride + c * col_stride)
-                    };
-                }
-            }
-        }
+    let Mat { rows, cols, row_stride, col_stride, .. } = from;
+    assert!(rows <= TALLEST && cols <= DEPTH && row_stride == 1, "copy of {rows}x{cols}");
+    if rows > 0 && cols > 0 {
+        // SAFETY: the view covers these elements.
+        let from = unsafe { std::slice::from_raw_parts(from.data, (cols - 1) * col_stride + rows) };
+        transpose(Block { rows, cols, col_stride, row_stride: STRIDE }, from, to);
     }
 }
 

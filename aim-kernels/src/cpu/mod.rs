@@ -4,3 +4,4 @@ pub(crate) mod gemm;
 pub mod pool;
 pub(crate) mod rows;
 pub(crate) mod simd;
+mod transpose;
