@@ -12,6 +12,7 @@
 
 mod args;
 mod cmd;
+mod cost;
 mod picture;
 mod progress;
 mod report;

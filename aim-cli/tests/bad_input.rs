@@ -193,6 +193,18 @@ fn bad_images_among_good_ones_are_named_and_replaced() {
 }
 
 #[test]
+fn a_bad_image_where_one_is_held_out_is_no_reason_to_stop() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = folder(dir.path(), "data", 5);
+    // The first in order, which is the one held out of six.
+    fs::write(data.join("a.png"), b"").unwrap();
+    let out = dir.path().join("run");
+    let message = run(&mut on(&out, text(&data)), 0);
+    assert!(message.contains("a.png") && message.contains("--val"), "{message}");
+    assert!(number(&metrics(&out)[19], "val_loss").is_finite());
+}
+
+#[test]
 fn only_bad_images_end_the_run() {
     let dir = tempfile::tempdir().unwrap();
     let data = folder(dir.path(), "data", 0);

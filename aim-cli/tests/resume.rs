@@ -324,6 +324,24 @@ fn a_different_configuration_is_refused_with_both_values() {
 }
 
 #[test]
+fn going_back_on_purpose_leaves_the_later_checkpoints_aside() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("run");
+    let keep = ["--set", "checkpoint.keep=3"];
+    run(&mut pretrain_stripes(&out, 30, &keep), 0);
+    let before = metrics(&out);
+    let first = checkpoint(&out, 10);
+    let mut back = pretrain_stripes(&out, 30, &["--resume", first.to_str().unwrap()]);
+    let text = run(back.args(keep), 0);
+    assert!(text.contains("aside-step-00000020") && text.contains("(step 10)"), "{text}");
+    let names = listing(&out.join("checkpoints"));
+    let aside: Vec<_> = names.iter().filter(|name| name.starts_with("aside-")).collect();
+    assert_eq!(aside, ["aside-step-00000020", "aside-step-00000030"]);
+    assert_eq!(checkpoint_steps(&out), [10, 20, 30]);
+    assert_same_metrics(&out, &before);
+}
+
+#[test]
 fn an_output_directory_that_cannot_be_written() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("file");

@@ -6,12 +6,12 @@ use aim_kernels::layer_norm::cpu::Gradients;
 use aim_kernels::memory::Span;
 use aim_kernels::{batch_norm::BatchNorm, patch_loss::PatchLoss};
 
-use crate::forward::{
-    attention_pool_shape, cross_entropy_shape, gather_shape, layer_norm_shape, linear_shape,
-    mean_pool_shape, patchify_shape,
+use crate::kernel_shape::{
+    attention_pool_shape, attention_shape, cross_entropy_shape, gather_shape, layer_norm_shape,
+    linear_shape, mean_pool_shape, patchify_shape,
 };
 use crate::parameters::{ParamId, ParamLayout};
-use crate::plan::{Step, attention_shape};
+use crate::plan::Step;
 use crate::session::Run;
 use crate::tape::{Op, Var};
 

@@ -3,8 +3,7 @@
 //! A multiply-add is two FLOPs. Matrix products and attention are counted; element-wise work, below one in a hundred
 //! of them, is not. Attention counts its two products in full, masked part included, as is usual for an MFU.
 
-use crate::forward::attention_pool_shape;
-use crate::plan::attention_shape;
+use crate::kernel_shape::{attention_pool_shape, attention_shape};
 use crate::tape::{Op, Tape};
 
 /// FLOPs of one run.

@@ -3,17 +3,16 @@
 use aim_kernels as k;
 use aim_kernels::attention_pool::cpu::Weights as PoolWeights;
 use aim_kernels::memory::Span;
-use aim_kernels::{
-    batch_norm::BatchNorm, gather_rows::GatherRows, layer_norm::LayerNorm, linear::Linear,
-    mean_pool::MeanPool, patch_embed::PatchEmbed, patch_loss::PatchLoss, positions::Positions,
-    softmax_cross_entropy::SoftmaxCrossEntropy,
-};
+use aim_kernels::{batch_norm::BatchNorm, patch_loss::PatchLoss, positions::Positions};
 
-use crate::parameters::ParamId;
-use crate::plan::{Operand, Step, attention_shape};
+use crate::kernel_shape::{
+    attention_pool_shape, attention_shape, cross_entropy_shape, gather_shape, layer_norm_shape,
+    linear_shape, mean_pool_shape, patchify_shape,
+};
+use crate::plan::{Operand, Step};
 use crate::session::Run;
-use crate::shape::{DType, Shape};
-use crate::tape::{Op, Tape, Var};
+use crate::shape::DType;
+use crate::tape::{Op, Var};
 
 /// Computes a node's output, and its statistics.
 pub(crate) fn run(run: &mut Run<'_>, step: &Step) {
@@ -135,50 +134,4 @@ pub(crate) fn run(run: &mut Run<'_>, step: &Step) {
             k::softmax_cross_entropy::cpu::forward(kernel, x, bytemuck::cast_slice(labels), loss);
         }
     }
-}
-
-pub(crate) fn patchify_shape(tape: &Tape, images: Var, patch: usize) -> PatchEmbed {
-    let value = &tape.values[images.index()];
-    let dims = value.shape.dims();
-    let (height, width) =
-        if value.dtype == DType::U8 { (dims[1], dims[2]) } else { (dims[2], dims[3]) };
-    PatchEmbed { batch: dims[0], height, width, patch }
-}
-
-pub(crate) fn linear_shape(x: Shape, y: Shape) -> Linear {
-    Linear { rows: x.rows(), inputs: x.last(), outputs: y.last() }
-}
-
-pub(crate) fn layer_norm_shape(x: Shape, eps: f32) -> LayerNorm {
-    LayerNorm { rows: x.rows(), dim: x.last(), eps }
-}
-
-pub(crate) fn gather_shape(x: Shape, index: Shape) -> GatherRows {
-    GatherRows { sources: x.rows(), rows: index.len(), dim: x.last() }
-}
-
-pub(crate) fn mean_pool_shape(x: Shape) -> MeanPool {
-    MeanPool { batch: x.dims()[0], tokens: x.dims()[1], dim: x.last() }
-}
-
-pub(crate) fn attention_pool_shape(
-    tape: &Tape,
-    x: Var,
-    query: ParamId,
-    heads: usize,
-) -> k::attention_pool::AttentionPool {
-    let shape = tape.shape(x);
-    let dims = shape.dims();
-    let queries = tape.layout.get(query).spec.shape.rows();
-    k::attention_pool::AttentionPool {
-        batch: dims[0],
-        tokens: dims[1],
-        queries,
-        heads,
-        head_dim: dims[2] / heads,
-    }
-}
-
-pub(crate) fn cross_entropy_shape(logits: Shape) -> SoftmaxCrossEntropy {
-    SoftmaxCrossEntropy { rows: logits.rows(), classes: logits.last(), label_smoothing: 0.0 }
 }

@@ -47,6 +47,7 @@ pub mod count;
 mod error;
 mod forward;
 pub mod io;
+mod kernel_shape;
 mod ops;
 pub mod parameters;
 pub mod plan;

@@ -1,7 +1,7 @@
 //! Recording ops: each method checks shapes and appends one node.
 
 use crate::error::TensorError;
-use crate::forward::attention_pool_shape;
+use crate::kernel_shape::attention_pool_shape;
 use crate::parameters::ParamId;
 use crate::shape::{DType, Shape};
 use crate::tape::{Node, Op, Source, Tape, Var};

@@ -11,10 +11,9 @@
 use std::fmt;
 
 use aim_kernels::memory::Span;
-use aim_kernels::{layer_norm, prefix_attention::PrefixAttention};
 
 use crate::error::TensorError;
-use crate::forward::attention_pool_shape;
+use crate::kernel_shape::{backward_scratch, forward_scratch};
 use crate::tape::{Op, Source, Tape, Var};
 
 /// Words that every buffer starts at a multiple of: one cache line.
@@ -479,41 +478,4 @@ fn fullest(buffers: &[Buffer], steps: usize) -> [usize; 5] {
         }
     }
     most.map(isize::unsigned_abs)
-}
-
-/// The kernel's shape of an attention on a tape.
-pub(crate) fn attention_shape(tape: &Tape, qkv: Var, heads: usize) -> PrefixAttention {
-    let shape = tape.shape(qkv);
-    let (batch, tokens) = (shape.dims()[0], shape.dims()[1]);
-    PrefixAttention { batch, tokens, heads, head_dim: shape.last() / 3 / heads }
-}
-
-fn forward_scratch(tape: &Tape, op: &Op) -> usize {
-    match *op {
-        Op::PrefixAttention { qkv, heads, .. } => {
-            aim_kernels::prefix_attention::cpu::forward_scratch(attention_shape(tape, qkv, heads))
-        }
-        Op::AttentionPool { x, query, heads, .. } => {
-            let shape = attention_pool_shape(tape, x, query, heads);
-            aim_kernels::attention_pool::cpu::forward_scratch(shape)
-        }
-        _ => 0,
-    }
-}
-
-fn backward_scratch(tape: &Tape, op: &Op) -> usize {
-    match *op {
-        Op::PrefixAttention { qkv, heads, .. } => {
-            aim_kernels::prefix_attention::cpu::backward_scratch(attention_shape(tape, qkv, heads))
-        }
-        Op::AttentionPool { x, query, heads, .. } => {
-            let shape = attention_pool_shape(tape, x, query, heads);
-            aim_kernels::attention_pool::cpu::backward_scratch(shape)
-        }
-        Op::LayerNorm { x, .. } => {
-            let shape = tape.shape(x);
-            layer_norm::cpu::backward_scratch(shape.rows(), shape.last())
-        }
-        _ => 0,
-    }
 }

@@ -6,8 +6,8 @@ use anyhow::Result;
 use serde_json::json;
 
 use crate::args::Plan;
-use crate::stdout;
 use crate::table::{bytes, thousands};
+use crate::{cost, stdout};
 
 pub(crate) fn run(args: &Plan) -> Result<()> {
     let config = args.config.resolve()?.config;
@@ -19,13 +19,7 @@ pub(crate) fn run(args: &Plan) -> Result<()> {
     let options = PlanOptions { backward: true, recompute: config.train.recompute.into() };
     let memory = MemoryPlan::new(&tape, options)?.memory();
     let flops = aim_tensor::count::flops(&tape);
-    let total: usize = model.layout().count();
-    let head: usize = model
-        .layout()
-        .iter()
-        .filter(|param| param.spec.name.starts_with("pixel_head."))
-        .map(|param| param.range.len())
-        .sum();
+    let (trunk, head) = cost::parameters(&model);
     // fp32 masters, gradients and two moments.
     let state = 16 * model.layout().total_len() as u64;
     let per_image = |flops: u64| flops as f64 / batch as f64 * 1e-9;
@@ -36,7 +30,7 @@ pub(crate) fn run(args: &Plan) -> Result<()> {
         let activations: serde_json::Map<_, _> =
             categories.map(|(c, n)| (c.to_string(), n.into())).collect();
         return stdout::print_json(&json!({
-            "parameters": { "trunk": total - head, "pixel_head": head },
+            "parameters": { "trunk": trunk, "pixel_head": head },
             "gflop_per_image": { "forward": per_image(flops.forward), "backward": per_image(flops.backward) },
             "bytes": { "parameters_and_optimizer": state, "step": memory.arena_bytes, "by_category": activations },
             "images": images,
@@ -47,8 +41,8 @@ pub(crate) fn run(args: &Plan) -> Result<()> {
         "parameters   trunk {}, pixel head {}\n\
          arithmetic   {:.2} GFLOP forward and {:.2} backward an image; {all:.3e} FLOP for {} images\n\
          memory       {} in all\n  parameters, gradients, moments  {}\n  one step of {batch} images  {}\n",
-        thousands((total - head) as u64),
-        thousands(head as u64),
+        thousands(trunk),
+        thousands(head),
         per_image(flops.forward),
         per_image(flops.backward),
         thousands(images as u64),

@@ -1,12 +1,13 @@
 //! `aim-cli presets`.
 
 use aim_model::config::{AimConfig, PRESETS};
+use aim_model::pretrain::{PretrainModel, Target};
 use anyhow::Result;
 use serde_json::json;
 
 use crate::args::Json;
-use crate::stdout;
 use crate::table::{Table, thousands};
+use crate::{cost, stdout};
 
 pub(crate) fn run(args: &Json) -> Result<()> {
     let mut table = Table::new(&[
@@ -24,8 +25,9 @@ pub(crate) fn run(args: &Json) -> Result<()> {
     let mut list = Vec::new();
     for name in PRESETS {
         let config = AimConfig::preset(name)?;
-        let (trunk, head) = (trunk_params(&config), head_params(&config));
-        let gflop = forward_flop(&config) as f64 / 1e9;
+        let model = PretrainModel::new(&config, Target::NormalizedPixels)?;
+        let (trunk, head) = cost::parameters(&model);
+        let gflop = cost::whole_image(&model)?.forward as f64 / 1e9;
         list.push(json!({
             "preset": name, "config": config, "trunk_params": trunk, "head_params": head,
             "forward_gflop_per_image": gflop,
@@ -52,33 +54,6 @@ pub(crate) fn run(args: &Json) -> Result<()> {
     ))
 }
 
-/// Weights of the patch embedding, the blocks and the last norm.
-fn trunk_params(config: &AimConfig) -> u64 {
-    let d = config.embed_dim as u64;
-    let embed = config.patch_dim() as u64 * d + d + 2 * d;
-    let block = (4 + 2 * config.mlp_ratio as u64) * d * d + 4 * d;
-    embed + config.num_blocks as u64 * block + 2 * d
-}
-
-/// Weights of the pixel head with `x + mlp(norm(x))` blocks.
-fn head_params(config: &AimConfig) -> u64 {
-    let (d, w, pixels) =
-        (config.embed_dim as u64, config.head_width as u64, config.patch_dim() as u64);
-    let block = 2 * config.mlp_ratio as u64 * w * w + 2 * w;
-    (d * w + w) + config.head_depth as u64 * block + 2 * w + (w * pixels + pixels)
-}
-
-/// Floating-point operations of one forward pass of trunk and head, two per multiply-add.
-fn forward_flop(config: &AimConfig) -> u64 {
-    let tokens = config.num_patches() as u64;
-    let (d, w, pixels) =
-        (config.embed_dim as u64, config.head_width as u64, config.patch_dim() as u64);
-    let ratio = config.mlp_ratio as u64;
-    let block = (4 + 2 * ratio) * d * d + 2 * tokens * d;
-    let head = d * w + config.head_depth as u64 * 2 * ratio * w * w + w * pixels;
-    2 * tokens * (pixels * d + config.num_blocks as u64 * block + head)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -93,7 +68,8 @@ mod tests {
         ];
         for (name, trunk, head) in counts {
             let config = AimConfig::preset(name).unwrap();
-            assert_eq!((trunk_params(&config), head_params(&config)), (trunk, head), "{name}");
+            let model = PretrainModel::new(&config, Target::NormalizedPixels).unwrap();
+            assert_eq!(cost::parameters(&model), (trunk, head), "{name}");
         }
     }
 }

@@ -103,6 +103,9 @@ impl View {
                 self.progress
                     .warn(&format!("checkpoint {} is passed over: {reason}", path.display()));
             }
+            Event::SetAside { path } => {
+                self.progress.note(&format!("kept, but out of the run's way: {}", path.display()))
+            }
             Event::DataNote(text) => self.progress.note(&format!("data: {text}")),
             Event::SampleSkipped(skipped) => {
                 self.skipped += 1;

@@ -13,7 +13,8 @@
 //! renamed, and its parent synced: at whatever moment the process or the machine dies, a directory
 //! with a `step-` name is complete. Names with a leading dot are work in progress: `.tmp-` is being
 //! written, `.old-` is being replaced by another save of the same step, `.del-` is being removed;
-//! [`clean_stale`] puts them in order when a run starts.
+//! [`clean_stale`] puts them in order when a run starts. `aside-` names are checkpoints after the
+//! one that a user went back to ([`set_aside`]); nothing here reads or removes them.
 //!
 //! ```
 //! use aim_tensor::io::safetensors::{SafeTensors, TensorRef};
@@ -42,7 +43,7 @@ mod write;
 use std::path::{Path, PathBuf};
 
 pub use manifest::{FORMAT_VERSION, MANIFEST, Manifest};
-pub use prune::{clean_stale, prune};
+pub use prune::{clean_stale, prune, set_aside};
 pub use read::{Entry, Found, list, newest_valid, read_json, verify};
 pub use write::CheckpointWriter;
 
@@ -52,6 +53,9 @@ const TEMPORARY: &str = ".tmp-";
 const REPLACED: &str = ".old-";
 /// Being removed.
 const DELETED: &str = ".del-";
+
+/// Of a future that the run was told to leave.
+const ASIDE: &str = "aside-";
 
 /// Where the checkpoints of a run are.
 pub fn checkpoints_dir(run_dir: &Path) -> PathBuf {

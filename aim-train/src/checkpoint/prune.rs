@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::read::directories;
-use super::{DELETED, REPLACED, TEMPORARY, checkpoints_dir, list, parse_step_name};
+use super::{ASIDE, DELETED, REPLACED, TEMPORARY, checkpoints_dir, list, parse_step_name};
 use crate::{TrainError, durable};
 
 /// Removes what is not kept and returns the paths that are gone. Kept are the newest `keep` (at
@@ -36,6 +36,32 @@ pub fn prune(
         removed.push(entry.path);
     }
     Ok(removed)
+}
+
+/// Renames the checkpoints after `step`, which a run that goes on from there on purpose leaves: as
+/// the newest ones they would be taken by the next automatic resume. Returns their new paths.
+///
+/// # Errors
+/// [`TrainError::Io`].
+pub fn set_aside(run_dir: &Path, step: u64) -> Result<Vec<PathBuf>, TrainError> {
+    let mut moved = Vec::new();
+    for entry in list(run_dir)?.into_iter().filter(|entry| entry.step > step) {
+        let name = entry.path.file_name().unwrap_or_default().to_string_lossy();
+        let target = (1u64..)
+            .map(|n| match n {
+                1 => format!("{ASIDE}{name}"),
+                n => format!("{ASIDE}{name}-{n}"),
+            })
+            .map(|name| entry.path.with_file_name(name))
+            .find(|target| !target.exists());
+        let Some(target) = target else { continue };
+        durable::rename(&entry.path, &target)?;
+        moved.push(target);
+    }
+    if !moved.is_empty() {
+        durable::sync_dir(&checkpoints_dir(run_dir))?;
+    }
+    Ok(moved)
 }
 
 /// Puts in order what a killed run left: half-written and half-removed checkpoints are removed, one

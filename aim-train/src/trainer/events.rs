@@ -70,6 +70,11 @@ pub enum Event<'a> {
         /// What is wrong.
         reason: String,
     },
+    /// A checkpoint after the one that the run was told to go on from was set aside.
+    SetAside {
+        /// Where it is now.
+        path: PathBuf,
+    },
     /// A remark on the data that was opened.
     DataNote(&'a str),
     /// An image could not be used; another took its place.

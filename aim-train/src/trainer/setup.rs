@@ -27,6 +27,9 @@ use crate::metrics::jsonl::{JsonlWriter, truncate_after};
 use crate::metrics::tensorboard::EventWriter;
 use crate::optimizer::AdamW;
 
+const NOT_HELD_OUT: &str = "no image held out for validation can be used: the validation loss is \
+                            that of training images. --val names others";
+
 /// Where a run goes on from.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Resume {
@@ -140,6 +143,11 @@ impl Trainer {
                 (0, LoaderState::new(config.train.seed))
             }
         };
+        if let Resume::From(_) = resume {
+            for path in checkpoint::set_aside(run_dir, done)? {
+                observer.event(Event::SetAside { path });
+            }
+        }
         durable::replace(
             &run_dir.join("config.toml"),
             resolved.to_toml_with_origins()?.as_bytes(),
@@ -155,15 +163,20 @@ impl Trainer {
             .then(|| {
                 let num_images = config.validation.num_images as u64;
                 let train = &mixture.sources()[0];
-                ValidationSet::new(
-                    &model,
-                    images,
-                    &validation_source,
-                    train,
-                    num_images,
-                    options,
-                    observer,
-                )
+                let set = |source, observer: &mut dyn Observer| {
+                    ValidationSet::new(&model, images, source, train, num_images, options, observer)
+                };
+                match set(&validation_source, observer) {
+                    // Few images, and those held out happen to be the bad ones: no reason not to train.
+                    Err(TrainError::Data(bad @ aim_data::Error::NoUsableSample { .. }))
+                        if config.data.val.is_empty() =>
+                    {
+                        let note = format!("{NOT_HELD_OUT}; {bad}");
+                        observer.event(Event::DataNote(&note));
+                        set(train, observer)
+                    }
+                    set => set,
+                }
             })
             .transpose()?;
         let (rule, tokens) = (prefix_rule(&config), config.model.num_patches());
