@@ -214,6 +214,28 @@ fn signals_save_exit_75_and_lose_nothing() {
 }
 
 #[test]
+fn a_signal_does_not_wait_for_a_step_of_thousands_of_images() {
+    let dir = tempfile::tempdir().unwrap();
+    // Seconds a step, so that the signal falls into the second one.
+    let more = ["--set", "train.accumulate=2000"];
+    let reference = reference(dir.path(), 2, &more);
+    let out = dir.path().join("run");
+    let life = Running::spawn(&mut pretrain_stripes(&out, 2, &more));
+    let log = out.join("metrics.jsonl");
+    while fs::metadata(&log).map_or(0, |file| file.len()) == 0 {
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    std::thread::sleep(std::time::Duration::from_millis(100));
+    life.signal("-TERM");
+    let (status, text) = life.finish();
+    assert_eq!(status.code(), Some(75), "{text}");
+    // The half of a step is given up, and made again from its first image.
+    assert_eq!((checkpoint_steps(&out), metrics(&out).len()), (vec![1], 1), "{text}");
+    run(&mut pretrain_stripes(&out, 2, &more), 0);
+    assert_same_metrics(&out, &reference);
+}
+
+#[test]
 fn damaged_checkpoints_are_passed_over_by_name() {
     let steps = 25;
     let dir = tempfile::tempdir().unwrap();

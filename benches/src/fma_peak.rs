@@ -87,8 +87,9 @@ mod x86 {
     };
     use std::hint::black_box;
 
-    /// Accumulators of [`avx512`], of 32 registers.
-    pub(super) const WIDE: usize = 24;
+    /// Accumulators of [`avx512`], of 32 registers: more than latency times units (8), few enough that the compiler keeps
+    /// every one in its register.
+    pub(super) const WIDE: usize = 12;
     /// Accumulators of [`avx2`], of 16 registers.
     pub(super) const NARROW: usize = 12;
 

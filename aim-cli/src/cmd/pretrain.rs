@@ -87,9 +87,10 @@ impl View {
 
     fn show(&mut self, event: &Event<'_>) {
         match event {
-            Event::Ready { step, steps, parameters, memory, flops_per_image } => {
+            Event::Ready { step, steps, images_per_step, parameters, memory, flops_per_image } => {
                 let line = format!(
-                    "{} parameters, {:.2} GFLOP an image, {} for a step's values; steps {step} to {steps}",
+                    "{} parameters, {:.2} GFLOP an image, {} for a step's values; steps {step} to {steps} of \
+                     {images_per_step} images",
                     thousands(*parameters as u64),
                     *flops_per_image as f64 * 1e-9,
                     bytes(memory.arena_bytes as u64),

@@ -131,7 +131,8 @@ impl From<Prefix> for PrefixRepr {
 pub struct DataConfig {
     /// Training sources, `SPEC` or `SPEC@weight`; `--data` on the command line. No default.
     pub train: Vec<String>,
-    /// Source of the validation images, `--val`. Default empty: the last images of `train`.
+    /// Source of the validation images, `--val`. Default empty: every n-th image of the
+    /// first source of `train` is held out.
     pub val: String,
     /// Least and greatest area of a random crop, as a share of the image. Default `[0.4, 1.0]`
     /// (paper 5.2, table 3c).

@@ -49,6 +49,8 @@ pub enum Event<'a> {
         step: u64,
         /// Steps in all.
         steps: u64,
+        /// Images in one step, accumulated micro-batches included.
+        images_per_step: usize,
         /// Trunk and head parameters.
         parameters: usize,
         /// Memory of one step, parameters left out.

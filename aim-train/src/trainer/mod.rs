@@ -15,7 +15,7 @@ mod validation;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use aim_data::loader::{Batch, Images, Loader};
+use aim_data::loader::{Batch, Images, Loader, LoaderState};
 use aim_model::objective::{PrefixSampler, Selection};
 use aim_model::pretrain::{Pixels, PretrainModel, PretrainStep};
 use aim_model::trunk::ImageBatch;
@@ -55,6 +55,8 @@ pub struct Trainer {
     params: Parameters,
     optimizer: AdamW,
     loader: Loader,
+    /// Where the loader stood after the last whole step.
+    consumed: LoaderState,
     validation: Option<ValidationSet>,
     prefixes: PrefixSampler,
     images: ImageBatch,
@@ -78,24 +80,33 @@ impl Trainer {
         let steps = self.config.train.steps;
         self.tell_ready(observer)?;
         while self.done < steps {
-            let metrics = self.train_step()?;
+            let Some(metrics) = self.train_step(stop)? else {
+                self.save(observer)?;
+                return Ok(self.stopped(stop));
+            };
             self.done += 1;
+            self.consumed = self.loader.state().clone();
             let metrics = self.validate(metrics)?;
             self.record(&metrics, observer)?;
             if due(self.config.checkpoint.every_steps, self.done) || self.done == steps {
                 self.save(observer)?;
             }
-            if let Some(signal) = stop.requested().filter(|_| self.done < steps) {
+            if stop.requested().is_some() && self.done < steps {
                 self.save(observer)?;
-                return Ok(Outcome::Stopped(signal));
+                return Ok(self.stopped(stop));
             }
         }
         Ok(Outcome::Finished)
     }
 
+    fn stopped(&self, stop: &Stop) -> Outcome {
+        stop.requested().map_or(Outcome::Finished, Outcome::Stopped)
+    }
+
     /// One update from one global batch (paper 4.1): the mean squared error of every patch after its prefix, averaged
-    /// over all of them.
-    fn train_step(&mut self) -> Result<StepMetrics, TrainError> {
+    /// over all of them. None when asked to stop between two micro-batches: a step of thousands of images can take
+    /// longer than whoever asks will wait, and its half is not worth keeping.
+    fn train_step(&mut self, stop: &Stop) -> Result<Option<StepMetrics>, TrainError> {
         let started = Instant::now();
         let step = self.done + 1;
         let scored = self.draw_prefixes();
@@ -106,6 +117,9 @@ impl Trainer {
         let mut waited_s = 0.0;
         let mut loss = 0.0;
         for micro in 0..train.accumulate {
+            if micro > 0 && stop.requested().is_some() {
+                return Ok(None);
+            }
             let waiting = Instant::now();
             self.loader.next_into(&mut self.batch)?;
             waited_s += waiting.elapsed().as_secs_f64();
@@ -140,7 +154,7 @@ impl Trainer {
             },
         );
         let elapsed_s = started.elapsed().as_secs_f64().max(1e-9);
-        Ok(StepMetrics {
+        Ok(Some(StepMetrics {
             step,
             loss,
             lr,
@@ -149,7 +163,7 @@ impl Trainer {
             data_wait_share: waited_s / elapsed_s,
             images_seen: step * train.images_per_step() as u64,
             validation: None,
-        })
+        }))
     }
 
     /// Prefixes of every micro-batch of the next step; returns the number of patches that will be scored.
@@ -197,9 +211,9 @@ impl Trainer {
         Ok(())
     }
 
-    /// Saves the run as it is, unless it already is.
+    /// Saves the run as it is, unless it already is or has not begun.
     fn save(&mut self, observer: &mut dyn Observer) -> Result<(), TrainError> {
-        if self.saved == Some(self.done) {
+        if self.saved == Some(self.done) || self.done == 0 {
             return Ok(());
         }
         // The log must reach at least as far as the checkpoint that a resumed run starts from.
@@ -210,7 +224,7 @@ impl Trainer {
         let state = TrainerState {
             step: self.done,
             images_seen: self.done * self.config.train.images_per_step() as u64,
-            loader: self.loader.state().clone(),
+            loader: self.consumed.clone(),
             config: self.config.clone(),
         };
         let path = state::save(&self.run_dir, &state, &self.params, &self.optimizer)?;
@@ -232,6 +246,7 @@ impl Trainer {
         observer.event(Event::Ready {
             step: self.done,
             steps: self.config.train.steps,
+            images_per_step: self.config.train.images_per_step(),
             parameters: self.model.layout().count(),
             memory: ready.session().memory(),
             flops_per_image: (flops.forward + flops.backward) / self.images.batch.max(1) as u64,

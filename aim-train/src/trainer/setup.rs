@@ -182,6 +182,7 @@ impl Trainer {
         let (rule, tokens) = (prefix_rule(&config), config.model.num_patches());
         Ok(Self {
             prefixes: PrefixSampler::new(rule, tokens, config.train.seed),
+            consumed: loader_state.clone(),
             loader: Loader::new(mixture, options, loader_state)?,
             selections: vec![Selection::default(); config.train.accumulate],
             metrics: JsonlWriter::append_to(metrics)?,
