@@ -21,6 +21,7 @@
 //! | [`attention_pool`] | learned queries look at all tokens |
 //! | [`mean_pool`] | mean over the tokens |
 //! | [`softmax_cross_entropy`] | cross-entropy of class labels |
+//! | [`cast`] | one number type to another |
 //! | [`elementwise`] | sums, means and multiples |
 //! | [`global_norm`] | L2 norm of a flat slice |
 //! | [`adamw`] | the optimizer's step |
@@ -37,7 +38,9 @@
 pub mod adamw;
 pub mod attention_pool;
 pub mod batch_norm;
+pub mod cast;
 pub mod cpu;
+pub mod cuda;
 pub mod elementwise;
 pub mod gather_rows;
 pub mod gelu;

@@ -1,44 +1,20 @@
 //! AdamW on the CPU: one pass over the four slices, bound by memory.
 
-use super::AdamW;
+use super::{AdamW, Constants};
 use crate::cpu::pool::{self, Disjoint};
 use crate::cpu::simd::{fma, simd_dispatch};
 
 /// Elements per piece: 64 KiB of each slice.
 const CHUNK: usize = 16_384;
 
-/// The step's constants, rounded once from f64.
-#[derive(Clone, Copy)]
-struct Constants {
-    decay: f32,
-    grad_scale: f32,
-    one_minus_beta1: f32,
-    beta2: f32,
-    one_minus_beta2: f32,
-    step_size: f32,
-    root_correction: f32,
-    eps: f32,
-}
-
 /// Updates params, m and v from grads.
 ///
 /// # Panics
 /// If the step is 0: steps count from 1.
 pub fn step(settings: AdamW, params: &mut [f32], grads: &[f32], m: &mut [f32], v: &mut [f32]) {
-    let AdamW { lr, beta1, beta2, eps, weight_decay, step, grad_scale } = settings;
-    assert!(step > 0, "adamw: steps count from 1");
     let len = params.len();
     assert!(grads.len() == len && m.len() == len && v.len() == len, "adamw: grads, m and v");
-    let constants = Constants {
-        decay: (1.0 - lr * weight_decay) as f32,
-        grad_scale,
-        one_minus_beta1: (1.0 - beta1) as f32,
-        beta2: beta2 as f32,
-        one_minus_beta2: (1.0 - beta2) as f32,
-        step_size: (lr / (1.0 - beta1.powf(step as f64))) as f32,
-        root_correction: (1.0 / (1.0 - beta2.powf(step as f64)).sqrt()) as f32,
-        eps: eps as f32,
-    };
+    let constants = settings.constants();
     let v = Disjoint::new(v);
     pool::for_each_chunk2(params, CHUNK, m, CHUNK, |i, params, m| {
         // SAFETY: chunk i of v belongs to this piece alone.

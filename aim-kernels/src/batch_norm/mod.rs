@@ -8,6 +8,7 @@
 //! - backward of training, with `x^ = (x - mean) rstd`: `dx = rstd (dy - mean(dy) - x^ mean(dy x^))`, means by column
 
 pub mod cpu;
+pub mod cuda;
 
 /// Shape of a batch norm's work.
 #[derive(Clone, Copy, Debug, PartialEq)]

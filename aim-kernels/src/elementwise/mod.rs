@@ -4,3 +4,4 @@
 //! `y += a x`, which with `a = 1 / n` is the backward pass of the average.
 
 pub mod cpu;
+pub mod cuda;

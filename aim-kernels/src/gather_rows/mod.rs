@@ -4,6 +4,7 @@
 //! - backward: `dx[index[r]] += dy[r]`, rows that nobody picked get no gradient
 
 pub mod cpu;
+pub mod cuda;
 
 /// Shape of a gather's work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

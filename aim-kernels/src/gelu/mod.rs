@@ -3,3 +3,4 @@
 //! Backward: `dx = dy (Phi(x) + x phi(x))` with the normal density `phi`.
 
 pub mod cpu;
+pub mod cuda;

@@ -7,6 +7,7 @@
 //!   `dx = rstd (g - mean(g) - x^ mean(g x^))`, `dweight += sum dy x^`, `dbias += sum dy`
 
 pub mod cpu;
+pub mod cuda;
 
 /// Shape of a layer norm's work.
 #[derive(Clone, Copy, Debug, PartialEq)]

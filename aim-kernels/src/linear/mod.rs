@@ -4,7 +4,10 @@
 //! - y, residual: `[rows, outputs]`
 //! - backward: `dx = dy W`, `dW += dy^T x`, `dbias += sum over rows of dy`; the residual's gradient is `dy` itself.
 
+#[path = "bias_cuda.rs"]
+pub mod bias;
 pub mod cpu;
+pub mod cuda;
 
 /// Shape of a linear layer's work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -4,6 +4,7 @@
 //! - backward: `dx[b, t] = dy[b] / tokens`
 
 pub mod cpu;
+pub mod cuda;
 
 /// Shape of a mean pooling's work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

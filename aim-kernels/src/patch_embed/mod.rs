@@ -12,6 +12,7 @@
 //! Every pixel is in one patch, so the gradient of the images is the gradient of the patches put back in place.
 
 pub mod cpu;
+pub mod cuda;
 
 /// Colour channels of an image.
 pub const CHANNELS: usize = 3;

@@ -11,6 +11,7 @@
 //! - backward: `dpred = scale * 2 / n * (pred - target)`, where the loss of a step is `scale * sum(loss)`
 
 pub mod cpu;
+pub mod cuda;
 
 /// Added to a patch's variance.
 pub const EPS: f32 = 1e-6;

@@ -4,6 +4,7 @@
 //! - backward: the gradient of x is dy itself
 
 pub mod cpu;
+pub mod cuda;
 
 /// Shape of the rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

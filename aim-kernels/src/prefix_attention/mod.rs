@@ -14,6 +14,7 @@
 //! `dK = dS^T Q / sqrt(head_dim)`.
 
 pub mod cpu;
+pub mod cuda;
 
 /// Shape of an attention's work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

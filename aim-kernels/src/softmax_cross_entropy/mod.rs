@@ -8,6 +8,7 @@
 //! - backward: `dlogits = scale * (softmax - t)`, where the loss of a step is `scale * sum(loss)`
 
 pub mod cpu;
+pub mod cuda;
 
 /// Shape of a cross-entropy's work.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -1,0 +1,52 @@
+//! Element-wise sums on CUDA: bf16 values, added in f32 and rounded once.
+
+use half::bf16;
+
+use crate::cuda::{Args, CudaError, DeviceSlice, Gpu, vector};
+
+/// `y = a + b`; y may be a or b.
+///
+/// # Errors
+/// [`CudaError::Driver`].
+pub fn add(
+    gpu: &Gpu,
+    a: DeviceSlice<'_, bf16>,
+    b: DeviceSlice<'_, bf16>,
+    y: DeviceSlice<'_, bf16>,
+) -> Result<(), CudaError> {
+    assert!(a.len() == y.len() && b.len() == y.len(), "add: a, b and y");
+    let wide = vector::aligned([a.ptr(), b.ptr(), y.ptr()]);
+    let args = Args::new().slice(a).slice(b).slice(y).u64(y.len()).bool(wide);
+    // SAFETY: the kernel's arguments; it touches y.len() values of each.
+    unsafe { gpu.launch("elementwise_add", vector::map(y.len()), args) }
+}
+
+/// `y += x`.
+///
+/// # Errors
+/// [`CudaError::Driver`].
+pub fn accumulate(
+    gpu: &Gpu,
+    x: DeviceSlice<'_, bf16>,
+    y: DeviceSlice<'_, bf16>,
+) -> Result<(), CudaError> {
+    add(gpu, y, x, y)
+}
+
+/// `y = factor x`, or `y += factor x` when `accumulate`; y may be x.
+///
+/// # Errors
+/// [`CudaError::Driver`].
+pub fn scale(
+    gpu: &Gpu,
+    x: DeviceSlice<'_, bf16>,
+    factor: f32,
+    y: DeviceSlice<'_, bf16>,
+    accumulate: bool,
+) -> Result<(), CudaError> {
+    assert_eq!(x.len(), y.len(), "scale: x and y");
+    let wide = vector::aligned([x.ptr(), y.ptr()]);
+    let args = Args::new().slice(x).f32(factor).slice(y).u64(y.len()).bool(accumulate).bool(wide);
+    // SAFETY: the kernel's arguments; it touches y.len() values of each.
+    unsafe { gpu.launch("elementwise_scale", vector::map(y.len()), args) }
+}
