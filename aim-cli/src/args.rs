@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use aim_train::config::{ConfigBuilder, ConfigError, Resolved};
+use aim_train::trainer::DeviceChoice;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// The forms of a data specification, for the end of a help text.
@@ -51,6 +52,11 @@ pub(crate) enum Command {
     Data(Data),
     /// Describe this machine as far as it matters here
     Doctor(Json),
+    /// Compile the CUDA kernels ahead of a run, and see what they need
+    #[command(subcommand)]
+    Kernels(Kernels),
+    /// Check the CUDA kernels on this machine's GPU, train on it against the CPU, and measure
+    GpuCheck(GpuCheck),
     /// Print a completion script for a shell
     Completions(Completions),
     /// Print the manual page, or write one page per command
@@ -123,23 +129,15 @@ impl ConfigArgs {
     }
 }
 
-/// Where to compute.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Device {
-    Auto,
-    Cpu,
-    Cuda(u32),
-}
-
-fn parse_device(text: &str) -> Result<Device, String> {
+fn parse_device(text: &str) -> Result<DeviceChoice, String> {
     match text {
-        "auto" => Ok(Device::Auto),
-        "cpu" => Ok(Device::Cpu),
-        "cuda" => Ok(Device::Cuda(0)),
+        "auto" => Ok(DeviceChoice::Auto),
+        "cpu" => Ok(DeviceChoice::Cpu),
+        "cuda" => Ok(DeviceChoice::Cuda(0)),
         _ => text
             .strip_prefix("cuda:")
             .and_then(|index| index.parse().ok())
-            .map(Device::Cuda)
+            .map(DeviceChoice::Cuda)
             .ok_or_else(|| "expected auto, cpu, cuda or cuda:N".to_owned()),
     }
 }
@@ -148,7 +146,7 @@ fn parse_device(text: &str) -> Result<Device, String> {
 pub(crate) struct DeviceArgs {
     /// Where to compute: auto, cpu, cuda or cuda:N
     #[arg(long, value_name = "DEVICE", default_value = "auto", value_parser = parse_device)]
-    pub(crate) device: Device,
+    pub(crate) device: DeviceChoice,
 }
 
 /// Where a run starts.
@@ -319,6 +317,9 @@ pub(crate) struct Report {
 pub(crate) struct Plan {
     #[command(flatten)]
     pub(crate) config: ConfigArgs,
+    /// Plan for a GPU: a name such as H200, or its memory in GiB
+    #[arg(long, value_name = "CARD", value_parser = crate::card::parse)]
+    pub(crate) card: Option<crate::card::Card>,
     /// Print JSON instead of a table
     #[arg(long)]
     pub(crate) json: bool,
@@ -391,6 +392,79 @@ pub(crate) struct DataPack {
     pub(crate) json: bool,
 }
 
+#[derive(Debug, Subcommand)]
+pub(crate) enum Kernels {
+    /// Compile for an architecture and write a file; needs NVRTC, no GPU and no driver
+    Build(KernelsBuild),
+    /// List the kernels with the registers and the memory that they need
+    List(KernelsList),
+}
+
+/// The architectures that are tested, for a help text.
+fn arch_help() -> String {
+    format!("Architecture: {}", aim_kernels::cuda::compile::ARCHS.join(", "))
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct KernelsBuild {
+    #[arg(long, value_name = "ARCH", help = format!("{}, or all", arch_help()))]
+    pub(crate) arch: String,
+    /// File to write, a folder with --arch all; AIM_CUBIN=FILE makes a run load it
+    #[arg(long, value_name = "FILE")]
+    pub(crate) out: PathBuf,
+    /// Print JSON instead of a table
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct KernelsList {
+    #[arg(long, value_name = "ARCH",
+        help = format!("{}; that of the first GPU when not given, sm_90a without one", arch_help()))]
+    pub(crate) arch: Option<String>,
+    /// Print JSON instead of a table
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// What of a GPU is checked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum GpuPart {
+    /// The machine's instructions that kernels are made of
+    Seam,
+    /// Every kernel against double precision
+    Kernels,
+    /// Short trainings against the CPU's, the same bits twice, a resumed run
+    Training,
+    /// Times of kernels, matrix products and whole training steps
+    Bench,
+}
+
+#[derive(Args, Clone, Debug)]
+pub(crate) struct GpuCheck {
+    /// Directory for gpu_check.json, and for the tensors that benches/gpu/compare.py reads
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: Option<PathBuf>,
+    /// Parts to run; all when not given
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "PART")]
+    pub(crate) only: Vec<GpuPart>,
+    /// Seed of the random inputs; another one every time when not given
+    #[arg(long, value_name = "N")]
+    pub(crate) seed: Option<u64>,
+    /// One size, small batches and few repetitions: whether everything works, not how fast
+    #[arg(long)]
+    pub(crate) quick: bool,
+    /// Size to measure; may be repeated; the paper's four when not given
+    #[arg(long, value_name = "NAME")]
+    pub(crate) preset: Vec<String>,
+    /// Images in a batch of the measurements; 64 when not given
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..=4096))]
+    pub(crate) batch: Option<u32>,
+    /// The units that this process does for the one that started it
+    #[arg(long, hide = true)]
+    pub(crate) worker: Vec<String>,
+}
+
 #[derive(Args, Debug)]
 pub(crate) struct Completions {
     /// Which shell
@@ -429,7 +503,7 @@ mod tests {
 
     #[test]
     fn devices() {
-        assert_eq!(parse_device("cuda:3"), Ok(Device::Cuda(3)));
+        assert_eq!(parse_device("cuda:3"), Ok(DeviceChoice::Cuda(3)));
         assert!(parse_device("cuda:").is_err());
         assert!(parse_device("gpu").is_err());
     }

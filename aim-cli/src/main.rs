@@ -11,6 +11,7 @@
 #![forbid(unsafe_code)]
 
 mod args;
+mod card;
 mod cmd;
 mod cost;
 mod picture;

@@ -5,12 +5,13 @@ use std::path::{Path, PathBuf};
 use aim_model::config::AimConfig;
 use aim_model::features::FeatureExtractor;
 use aim_model::{init, weights};
+use aim_tensor::Device;
 use aim_tensor::io::safetensors::SafeTensors;
 use aim_train::checkpoint;
-use aim_train::trainer::{AimJson, TrainerState};
+use aim_train::config::Precision;
+use aim_train::trainer::{AimJson, DeviceChoice, TrainerState};
 use anyhow::{Context as _, Result, bail};
 
-use crate::args::Device;
 use crate::progress;
 
 /// Weights with what is needed to use them.
@@ -56,6 +57,7 @@ impl Weights {
         &self,
         layers: &[usize],
         untrained: Option<u64>,
+        device: &Device,
     ) -> Result<FeatureExtractor> {
         let mut params = FeatureExtractor::parameters(&self.config)?;
         match untrained {
@@ -64,7 +66,7 @@ impl Weights {
                 weights::load(&mut params, &self.file, &self.dir)?;
             }
         }
-        Ok(FeatureExtractor::new(&self.config, params, layers)?)
+        Ok(FeatureExtractor::new(&self.config, params.to(device)?, layers)?)
     }
 
     /// How images are brought to the model.
@@ -124,14 +126,13 @@ pub(crate) fn parse_layers(text: &str, num_blocks: usize) -> Result<Vec<usize>, 
     Ok(layers)
 }
 
-/// Refuses devices that this build cannot compute on.
-pub(crate) fn check_device(device: Device) -> Result<()> {
-    match device {
-        Device::Auto | Device::Cpu => Ok(()),
-        Device::Cuda(index) => {
-            bail!("--device cuda:{index}: this build computes on the CPU only; use --device cpu")
-        }
+/// Opens the device for using a model; says so where it is not the GPU that `auto` looks for.
+pub(crate) fn open_device(choice: DeviceChoice, quiet: bool) -> Result<Device> {
+    let chosen = choice.open(Precision::Auto)?;
+    if let Some(text) = chosen.note {
+        progress::note(quiet, &text);
     }
+    Ok(chosen.device)
 }
 
 #[cfg(test)]

@@ -75,16 +75,6 @@ fn configurations_that_cannot_work() {
 }
 
 #[test]
-fn a_device_that_is_not_there() {
-    let dir = tempfile::tempdir().unwrap();
-    let out = dir.path().join("run");
-    let message = run(&mut pretrain_stripes(&out, 5, &["--device", "cuda"]), 1);
-    assert_eq!(message.lines().count(), 1, "{message}");
-    assert!(message.contains("--device cuda") && message.contains("--device cpu"), "{message}");
-    assert!(!out.exists());
-}
-
-#[test]
 fn data_that_are_not_there() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("run");

@@ -33,6 +33,9 @@ const COMMANDS: &[&str] = &[
     "data stats",
     "data pack",
     "doctor",
+    "kernels",
+    "kernels build",
+    "kernels list",
     "completions",
     "man",
 ];
@@ -83,6 +86,9 @@ fn failures_are_1_and_name_the_place() {
     let output = aim(&["data", "check", "imagefolder:/nonexistent/images"]);
     assert_eq!(output.status.code(), Some(1));
     assert!(stderr(&output).contains("/nonexistent/images"), "{}", stderr(&output));
+    let output = aim(&["kernels", "list", "--arch", "fast"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("sm_90a") && stderr(&output).contains("fast"));
 }
 
 #[test]
@@ -181,6 +187,26 @@ fn results_go_to_standard_output_alone() {
     }
     let presets = stdout(&aim(&["presets"]));
     assert!(presets.contains("680,535,552") && presets.contains("407,059,020"), "{presets}");
+}
+
+#[test]
+fn the_doctor_looks_for_cuda_and_needs_none() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("libcuda.so.1"), "no library").unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_aim-cli"));
+    command.args(["doctor", "--json"]).env("AIM_CUDA_LIB", dir.path());
+    let output = command.output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let findings: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let finding = |name: &str| {
+        let found = findings.as_array().unwrap().iter().find(|finding| finding["name"] == name);
+        found.unwrap_or_else(|| panic!("{name}: {findings}"))
+    };
+    let advice = finding("driver")["advice"].as_str().unwrap();
+    assert!(advice.contains("libcuda.so.1 cannot be used"), "{advice}");
+    for name in ["cuBLASLt", "NVRTC", "NCCL", "kernels"] {
+        finding(name);
+    }
 }
 
 #[test]

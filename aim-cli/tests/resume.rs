@@ -217,7 +217,7 @@ fn signals_save_exit_75_and_lose_nothing() {
 fn a_signal_does_not_wait_for_a_step_of_thousands_of_images() {
     let dir = tempfile::tempdir().unwrap();
     // Seconds a step, so that the signal falls into the second one.
-    let more = ["--set", "train.accumulate=2000"];
+    let more = ["--set", "train.accumulate=12000"];
     let reference = reference(dir.path(), 2, &more);
     let out = dir.path().join("run");
     let life = Running::spawn(&mut pretrain_stripes(&out, 2, &more));

@@ -10,6 +10,7 @@
 //!
 //! Names of the attentive probe are ml-aim's `head.*`, so that it loads there.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use aim_tensor::{
@@ -252,7 +253,7 @@ impl ProbeStep {
     ///
     /// # Errors
     /// None after a run.
-    pub fn logits(&self) -> Result<&[f32], ModelError> {
+    pub fn logits(&self) -> Result<Cow<'_, [f32]>, ModelError> {
         Ok(self.session.read(self.logits)?)
     }
 }

@@ -1,5 +1,6 @@
 //! [`FeatureExtractor`]: block outputs of a frozen trunk, all tokens seeing all tokens (paper 4.2, downstream).
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use aim_tensor::{ParamLayout, Parameters, PlanOptions, Session, Tape};
@@ -29,7 +30,8 @@ impl FeatureExtractor {
         Ok(Parameters::new(layout)?)
     }
 
-    /// An extractor of the outputs of `layers` (block indices from 0, each below `num_blocks`).
+    /// An extractor of the outputs of `layers` (block indices from 0, each below `num_blocks`), on the device where
+    /// the parameters are.
     ///
     /// # Errors
     /// When a layer does not exist or none is asked for.
@@ -95,7 +97,7 @@ impl FeatureExtractor {
         let options = PlanOptions::default();
         let mut session = match old {
             Some(old) => old.reusing(tape, options)?,
-            None => Session::new(tape, options)?,
+            None => Session::on(&self.params.device(), tape, options)?,
         };
         let tokens = (vars.grid.0 * vars.grid.1) as i32;
         let positions: Vec<i32> = (0..images.batch).flat_map(|_| 0..tokens).collect();
@@ -108,7 +110,7 @@ impl FeatureExtractor {
     ///
     /// # Errors
     /// When nothing ran yet or there is no such layer.
-    pub fn layer(&self, i: usize) -> Result<&[f32], ModelError> {
+    pub fn layer(&self, i: usize) -> Result<Cow<'_, [f32]>, ModelError> {
         match (&self.run, self.layers.get(i)) {
             (Some((session, vars, _)), Some(&layer)) => Ok(session.read(vars.blocks[layer])?),
             _ => Err(ModelError::BadConfig {
@@ -128,7 +130,7 @@ impl FeatureExtractor {
         out.resize(self.layer(0)?.len(), 0.0);
         let share = 1.0 / self.layers.len() as f32;
         for i in 0..self.layers.len() {
-            for (sum, value) in out.iter_mut().zip(self.layer(i)?) {
+            for (sum, value) in out.iter_mut().zip(self.layer(i)?.iter()) {
                 *sum += share * value;
             }
         }

@@ -1,8 +1,10 @@
 //! [`PretrainModel`]: trunk, pixel head and loss, and [`PretrainStep`]: one of their tapes, ready to run.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
-use aim_tensor::{DType, ParamLayout, Parameters, PlanOptions, Session, Tape, Var, count::Flops};
+use aim_tensor::count::Flops;
+use aim_tensor::{DType, Device, ParamLayout, Parameters, PlanOptions, Session, Tape, Var};
 
 use crate::config::AimConfig;
 use crate::error::ModelError;
@@ -153,11 +155,25 @@ pub struct PretrainStep {
 }
 
 impl PretrainStep {
-    /// Records, plans and reserves memory.
+    /// Records, plans and reserves memory, on the CPU.
     ///
     /// # Errors
     /// Those of [`PretrainModel::record`] and [`Session::new`].
     pub fn new(
+        model: &PretrainModel,
+        images: ImageBatch,
+        rows: usize,
+        options: PlanOptions,
+    ) -> Result<Self, ModelError> {
+        Self::on(&Device::Cpu, model, images, rows, options)
+    }
+
+    /// As [`PretrainStep::new`], on a device.
+    ///
+    /// # Errors
+    /// Those of [`PretrainModel::record`] and [`Session::on`].
+    pub fn on(
+        device: &Device,
         model: &PretrainModel,
         images: ImageBatch,
         rows: usize,
@@ -169,7 +185,7 @@ impl PretrainStep {
             tape.output(vars.predictions);
             tape.output(vars.trunk.patches);
         }
-        Self::ready(Session::new(tape, options)?, vars, images, rows)
+        Self::ready(Session::on(device, tape, options)?, vars, images, rows)
     }
 
     fn ready(
@@ -266,7 +282,7 @@ impl PretrainStep {
     ///
     /// # Errors
     /// None after a forward pass.
-    pub fn losses(&self) -> Result<&[f32], ModelError> {
+    pub fn losses(&self) -> Result<Cow<'_, [f32]>, ModelError> {
         Ok(self.session.read(self.vars.loss)?)
     }
 
@@ -274,7 +290,7 @@ impl PretrainStep {
     ///
     /// # Errors
     /// When the step was planned with a backward pass.
-    pub fn predictions(&self) -> Result<&[f32], ModelError> {
+    pub fn predictions(&self) -> Result<Cow<'_, [f32]>, ModelError> {
         Ok(self.session.read(self.vars.predictions)?)
     }
 
@@ -283,7 +299,7 @@ impl PretrainStep {
     ///
     /// # Errors
     /// When the step was planned with a backward pass.
-    pub fn patches(&self) -> Result<&[f32], ModelError> {
+    pub fn patches(&self) -> Result<Cow<'_, [f32]>, ModelError> {
         Ok(self.session.read(self.vars.trunk.patches)?)
     }
 }

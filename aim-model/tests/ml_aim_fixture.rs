@@ -58,7 +58,7 @@ fn blocks_and_logits_are_ml_aims() {
         for layer in &layers {
             let reference =
                 expected.tensor(&format!("{name}.block_{layer}")).unwrap().to_f32().unwrap();
-            let off = difference(trunk.layer(*layer).unwrap(), &reference);
+            let off = difference(&trunk.layer(*layer).unwrap(), &reference);
             println!("{name} block {layer}: {off:.1e} of the largest value");
             assert!(off < 1e-4, "{name} block {layer}: {off}");
         }
@@ -66,12 +66,12 @@ fn blocks_and_logits_are_ml_aims() {
         let mut average = vec![0.0; trunk.layer(0).unwrap().len()];
         for &layer in &picked {
             let values = trunk.layer(layer).unwrap();
-            average.iter_mut().zip(values).for_each(|(sum, v)| *sum += v / picked.len() as f32);
+            average.iter_mut().zip(values.iter()).for_each(|(sum, v)| *sum += v / picked.len() as f32);
         }
         let mut step = ProbeStep::new(&probe, batch, trunk.tokens(), false).unwrap();
         step.forward(&head, &average, &vec![-1; batch]).unwrap();
         let reference = expected.tensor(&format!("{name}.logits")).unwrap().to_f32().unwrap();
-        let off = difference(step.logits().unwrap(), &reference);
+        let off = difference(&step.logits().unwrap(), &reference);
         println!("{name} logits: {off:.1e} of the largest value");
         assert!(off < 1e-4, "{name} logits: {off}");
     }

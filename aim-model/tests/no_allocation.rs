@@ -52,10 +52,10 @@ fn a_warm_step_allocates_nothing() {
     let pixels = vec![100_u8; 8 * 32 * 32 * 3];
     let selection = Selection::next_patch(&[1, 63, 10, 54, 32, 32, 5, 59], 64);
     for recompute in [Recompute::None, Recompute::Block] {
-        let options = PlanOptions { backward: true, recompute };
+        let options = PlanOptions { backward: true, recompute, ..PlanOptions::default() };
         let mut step = PretrainStep::new(&model, images, selection.rows.len(), options).unwrap();
         let mut run = || {
-            params.zero_grads();
+            params.zero_grads().unwrap();
             step.forward(&params, Pixels::U8(&pixels), &selection).unwrap();
             step.backward(&mut params, 1e-3).unwrap();
         };

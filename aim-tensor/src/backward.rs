@@ -4,11 +4,11 @@ use aim_kernels as k;
 use aim_kernels::attention_pool::cpu::{WeightGradients as PoolGradients, Weights as PoolWeights};
 use aim_kernels::layer_norm::cpu::Gradients;
 use aim_kernels::memory::Span;
-use aim_kernels::{batch_norm::BatchNorm, patch_loss::PatchLoss};
+use aim_kernels::patch_loss::PatchLoss;
 
 use crate::kernel_shape::{
-    attention_pool_shape, attention_shape, cross_entropy_shape, gather_shape, layer_norm_shape,
-    linear_shape, mean_pool_shape, patchify_shape,
+    attention_pool_shape, attention_shape, batch_norm_shape, cross_entropy_shape, gather_shape,
+    layer_norm_shape, linear_shape, mean_pool_shape, patchify_shape,
 };
 use crate::parameters::{ParamId, ParamLayout};
 use crate::plan::Step;
@@ -101,7 +101,7 @@ pub(crate) fn run(run: &mut Run<'_>, step: &Step, grads: &mut [f32], scale: f32)
             k::mean_pool::cpu::backward(mean_pool_shape(shape(x_var)), dy, dx, accumulate);
         }
         Op::BatchNorm { x: x_var, eps, .. } => {
-            let kernel = BatchNorm { rows: shape(x_var).rows(), dim: shape(x_var).last(), eps };
+            let kernel = batch_norm_shape(shape(x_var), eps);
             let ([x, dy, stats], [dx]) = run.arena.carve([x, dy, stats], [dx]);
             let (mean, rstd) = stats.split_at(kernel.dim);
             k::batch_norm::cpu::backward(kernel, x, mean, rstd, dy, dx, accumulate);

@@ -73,6 +73,9 @@ pub enum TensorError {
         /// Bytes asked for.
         bytes: usize,
     },
+    /// A GPU failed, or there is none.
+    #[error(transparent)]
+    Cuda(#[from] aim_kernels::cuda::CudaError),
     /// A file failed.
     #[error(transparent)]
     Io(#[from] IoError),

@@ -3,11 +3,11 @@
 use aim_kernels as k;
 use aim_kernels::attention_pool::cpu::Weights as PoolWeights;
 use aim_kernels::memory::Span;
-use aim_kernels::{batch_norm::BatchNorm, patch_loss::PatchLoss, positions::Positions};
+use aim_kernels::{patch_loss::PatchLoss, positions::Positions};
 
 use crate::kernel_shape::{
-    attention_pool_shape, attention_shape, cross_entropy_shape, gather_shape, layer_norm_shape,
-    linear_shape, mean_pool_shape, patchify_shape,
+    attention_pool_shape, attention_shape, batch_norm_shape, cross_entropy_shape, gather_shape,
+    layer_norm_shape, linear_shape, mean_pool_shape, patchify_shape,
 };
 use crate::plan::{Operand, Step};
 use crate::session::Run;
@@ -102,7 +102,7 @@ pub(crate) fn run(run: &mut Run<'_>, step: &Step) {
             k::mean_pool::cpu::forward(mean_pool_shape(shape(x_var)), x, y);
         }
         Op::BatchNorm { x: x_var, running, eps } => {
-            let kernel = BatchNorm { rows: shape(x_var).rows(), dim: shape(x_var).last(), eps };
+            let kernel = batch_norm_shape(shape(x_var), eps);
             let running = running.map(|(mean, variance)| (run.param(mean), run.param(variance)));
             let ([x], [y, stats]) = run.arena.carve([x], [y, stats]);
             let (mean, rstd) = stats.split_at_mut(kernel.dim);

@@ -2,6 +2,7 @@
 
 use aim_kernels::{
     attention_pool::{self, AttentionPool},
+    batch_norm::BatchNorm,
     gather_rows::GatherRows,
     layer_norm::{self, LayerNorm},
     linear::Linear,
@@ -29,6 +30,10 @@ pub(crate) fn linear_shape(x: Shape, y: Shape) -> Linear {
 
 pub(crate) fn layer_norm_shape(x: Shape, eps: f32) -> LayerNorm {
     LayerNorm { rows: x.rows(), dim: x.last(), eps }
+}
+
+pub(crate) fn batch_norm_shape(x: Shape, eps: f32) -> BatchNorm {
+    BatchNorm { rows: x.rows(), dim: x.last(), eps }
 }
 
 pub(crate) fn gather_shape(x: Shape, index: Shape) -> GatherRows {

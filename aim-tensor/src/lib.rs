@@ -9,6 +9,10 @@
 //! | [`tape`] | the record of ops; recording methods are in `ops` |
 //! | [`plan`] | order of work, recomputation, memory |
 //! | [`session`] | running a plan; each op's kernel call is in `forward` and `backward` |
+//! | [`device`] | where parameters live and tapes run |
+//! | `precision` | which values are f32 and which bf16 |
+//! | `fused` | GELUs inside products |
+//! | [`cuda`] | the same plan on a GPU |
 //! | [`parameters`] | weights and gradients in flat arenas |
 //! | [`count`] | FLOPs of a tape |
 //! | [`rng`] | counter-based random numbers |
@@ -44,21 +48,26 @@
 
 mod backward;
 pub mod count;
+pub mod cuda;
+pub mod device;
 mod error;
 mod forward;
+mod fused;
 pub mod io;
 mod kernel_shape;
 mod ops;
 pub mod parameters;
 pub mod plan;
+mod precision;
 pub mod rng;
 pub mod session;
 pub mod shape;
 pub mod tape;
 
+pub use device::{Device, Storage};
 pub use error::TensorError;
 pub use parameters::{ParamId, ParamLayout, ParamSpec, Parameters};
-pub use plan::{Category, Memory, Plan, PlanOptions, Recompute};
+pub use plan::{Category, GeluForm, Memory, Plan, PlanOptions, Recompute};
 pub use rng::Philox;
 pub use session::Session;
 pub use shape::{DType, Shape};

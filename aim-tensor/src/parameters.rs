@@ -8,6 +8,8 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 
+use crate::cuda::DeviceParameters;
+use crate::device::Device;
 use crate::error::TensorError;
 use crate::shape::Shape;
 
@@ -121,10 +123,14 @@ impl ParamLayout {
 }
 
 /// Parameters with their values (fp32 masters) and gradients.
+///
+/// They are made on the CPU. [`Parameters::to`] moves them to a GPU; then values and gradients are there and the
+/// slices here are empty, until [`Parameters::download`] copies the values back.
 pub struct Parameters {
     layout: Arc<ParamLayout>,
     values: Vec<f32>,
     grads: Vec<f32>,
+    device: Option<DeviceParameters>,
 }
 
 impl Parameters {
@@ -135,7 +141,7 @@ impl Parameters {
     pub fn new(layout: Arc<ParamLayout>) -> Result<Self, TensorError> {
         let values = zeros("parameters", layout.total_len())?;
         let grads = zeros("gradients", layout.trainable_len())?;
-        Ok(Self { layout, values, grads })
+        Ok(Self { layout, values, grads, device: None })
     }
 
     /// As [`Parameters::new`] for inference: nothing has a gradient, whatever the specs say.
@@ -144,7 +150,66 @@ impl Parameters {
     /// [`TensorError::OutOfMemory`].
     pub fn without_gradients(layout: Arc<ParamLayout>) -> Result<Self, TensorError> {
         let values = zeros("parameters", layout.total_len())?;
-        Ok(Self { layout, values, grads: Vec::new() })
+        Ok(Self { layout, values, grads: Vec::new(), device: None })
+    }
+
+    /// Moves the parameters from the CPU to a device; gradients start at zero.
+    ///
+    /// # Errors
+    /// When the device has not enough memory, or they are on a GPU already.
+    pub fn to(self, device: &Device) -> Result<Self, TensorError> {
+        let Device::Cuda(gpu) = device else { return Ok(self) };
+        if let Some(there) = &self.device {
+            return Err(TensorError::BadArgument {
+                op: "to",
+                expected: "parameters on the CPU",
+                found: format!("parameters on {}", there.gpu().name()),
+            });
+        }
+        let with_gradients = self.has_gradients();
+        let there = DeviceParameters::new(gpu, &self.layout, &self.values, with_gradients)?;
+        Ok(Self { values: Vec::new(), grads: Vec::new(), device: Some(there), ..self })
+    }
+
+    /// Where they are.
+    pub fn device(&self) -> Device {
+        self.device.as_ref().map_or(Device::Cpu, |there| Device::Cuda(there.gpu().clone()))
+    }
+
+    /// Values and gradients in device memory, if they are there.
+    pub fn on_device(&self) -> Option<&DeviceParameters> {
+        self.device.as_ref()
+    }
+
+    /// All values in the arena's order, copied from wherever they are.
+    ///
+    /// # Errors
+    /// When a device fails.
+    pub fn download(&self) -> Result<std::borrow::Cow<'_, [f32]>, TensorError> {
+        Ok(match &self.device {
+            Some(there) => there.download(&self.layout)?.into(),
+            None => self.values.as_slice().into(),
+        })
+    }
+
+    /// All gradients in the arena's order, copied from wherever they are.
+    ///
+    /// # Errors
+    /// When a device fails.
+    pub fn download_grads(&self) -> Result<std::borrow::Cow<'_, [f32]>, TensorError> {
+        Ok(match &self.device {
+            Some(there) => there.download_like(&self.layout, there.grads())?.into(),
+            None => self.grads.as_slice().into(),
+        })
+    }
+
+    /// Whether what trains has gradients.
+    pub fn has_gradients(&self) -> bool {
+        let len = match &self.device {
+            Some(there) => there.grads().len().min(self.layout.trainable_len()),
+            None => self.grads.len(),
+        };
+        len == self.layout.trainable_len()
     }
 
     /// Names, shapes and places.
@@ -189,10 +254,17 @@ impl Parameters {
     }
 
     /// Sets all gradients to zero.
-    pub fn zero_grads(&mut self) {
+    ///
+    /// # Errors
+    /// When a device fails.
+    pub fn zero_grads(&mut self) -> Result<(), TensorError> {
+        if let Some(there) = &self.device {
+            return Ok(there.zero_grads()?);
+        }
         aim_kernels::cpu::pool::for_each_chunk(&mut self.grads, 1 << 16, |_, chunk| {
             chunk.fill(0.0)
         });
+        Ok(())
     }
 
     /// Every parameter with its values, in the arena's order.

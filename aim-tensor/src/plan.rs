@@ -12,12 +12,20 @@ use std::fmt;
 
 use aim_kernels::memory::Span;
 
+use crate::device::Storage;
 use crate::error::TensorError;
-use crate::kernel_shape::{backward_scratch, forward_scratch};
+use crate::fused::Fused;
+use crate::precision::{self, backward_scratch, forward_scratch};
+use crate::shape::DType;
 use crate::tape::{Op, Source, Tape, Var};
 
-/// Words that every buffer starts at a multiple of: one cache line.
-const ALIGN: usize = 16;
+/// Words that every buffer starts at a multiple of: one cache line of a CPU, or what a GPU's wide loads want.
+const fn align(storage: Storage) -> usize {
+    match storage {
+        Storage::Fp32 => 16,
+        Storage::Bf16 => 64,
+    }
+}
 
 /// What the backward pass makes again instead of keeping, from least to most.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, PartialOrd, Ord)]
@@ -45,6 +53,17 @@ impl Recompute {
     }
 }
 
+/// Which GELU a run computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum GeluForm {
+    /// `x Phi(x)`, as the paper's code has it.
+    #[default]
+    Erf,
+    /// The tanh approximation, within 5e-4 of it, which a GPU's library computes inside the products before and after.
+    /// Only with [`Storage::Bf16`].
+    Tanh,
+}
+
 /// What to plan for.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct PlanOptions {
@@ -52,6 +71,10 @@ pub struct PlanOptions {
     pub backward: bool,
     /// What the backward pass makes again.
     pub recompute: Recompute,
+    /// How values are stored. A session sets it to its device's.
+    pub storage: Storage,
+    /// Which GELU is computed.
+    pub gelu: GeluForm,
 }
 
 /// What a buffer holds, for the memory table.
@@ -137,6 +160,9 @@ pub(crate) struct Step {
     pub(crate) d_inputs: Vec<Option<GradTarget>>,
     /// Gradients to which the output's is handed on by copy or addition.
     pub(crate) passes: Vec<GradTarget>,
+    /// Of a step that a GELU is fused into: the value before the GELU, which the forward step writes beside its output
+    /// and the backward step reads.
+    pub(crate) pre: Option<Buf>,
 }
 
 struct Buffer {
@@ -156,6 +182,9 @@ pub struct Plan {
     pub(crate) values: Vec<Option<Buf>>,
     pub(crate) stats: Vec<Option<Buf>>,
     pub(crate) grads: Vec<Option<Buf>>,
+    /// Type of each value as it is stored.
+    pub(crate) dtypes: Vec<DType>,
+    pub(crate) gelu: GeluForm,
     memory: Memory,
 }
 
@@ -166,13 +195,13 @@ impl Plan {
     /// [`TensorError::BadArgument`] when a backward pass is asked of a tape without a loss that depends on anything
     /// trainable.
     pub fn new(tape: &Tape, options: PlanOptions) -> Result<Self, TensorError> {
-        let mut planner = Planner::new(tape);
+        let mut planner = Planner::new(tape, options);
         planner.forward();
         let forward_steps = planner.steps.len();
         if options.backward {
             planner.backward(options.recompute)?;
         }
-        Ok(planner.finish(forward_steps))
+        Ok(planner.finish(forward_steps, options.gelu))
     }
 
     /// Memory of one step.
@@ -199,10 +228,15 @@ struct Planner<'a> {
     stats: Vec<Option<Buf>>,
     grads: Vec<Option<Buf>>,
     category: Category,
+    storage: Storage,
+    dtypes: Vec<DType>,
+    /// The GELU nodes whose product before them is fused with them.
+    fused: Fused,
 }
 
 impl<'a> Planner<'a> {
-    fn new(tape: &'a Tape) -> Self {
+    fn new(tape: &'a Tape, PlanOptions { storage, gelu, .. }: PlanOptions) -> Self {
+        let dtypes = precision::dtypes(tape, storage);
         let mut planner = Self {
             tape,
             steps: Vec::new(),
@@ -211,10 +245,13 @@ impl<'a> Planner<'a> {
             stats: vec![None; tape.nodes.len()],
             grads: vec![None; tape.values.len()],
             category: Category::Activations,
+            storage,
+            fused: Fused::new(tape, &dtypes, storage == Storage::Bf16 && gelu == GeluForm::Tanh),
+            dtypes,
         };
         for (i, value) in tape.values.iter().enumerate() {
             if value.source == Source::Input {
-                let words = (value.shape.len() * value.dtype.size()).div_ceil(4);
+                let words = precision::words(value.shape.len(), value.dtype);
                 let buffer = planner.buffer(words, Category::Inputs);
                 planner.pin(buffer);
                 planner.values[i] = Some(buffer);
@@ -225,7 +262,10 @@ impl<'a> Planner<'a> {
 
     fn forward(&mut self) {
         for node in 0..self.tape.nodes.len() {
-            self.run(node);
+            // The GELU behind it computes it.
+            if !self.fused.is_product(node) {
+                self.run(node);
+            }
         }
         for (i, value) in self.tape.values.iter().enumerate() {
             if let (true, Some(buffer)) = (value.output, self.values[i]) {
@@ -253,6 +293,7 @@ impl<'a> Planner<'a> {
         for node in (0..self.tape.nodes.len()).rev() {
             let output = self.tape.nodes[node].output;
             let reached = output == loss || self.grads[output.index()].is_some();
+            // The gradient of a fused GELU's output is never made: the product behind it goes past it.
             if reached && self.tape.values[output.index()].requires_grad {
                 self.backward_step(node);
             }
@@ -267,11 +308,16 @@ impl<'a> Planner<'a> {
 
     /// Appends the step that computes a node, with room for its result.
     fn run(&mut self, node: usize) {
+        if let Some(product) = self.fused.product_of(node)
+            && self.values[self.tape.nodes[product].output.index()].is_none()
+        {
+            return self.run_fused(product, node);
+        }
         let n = &self.tape.nodes[node];
         let inputs: Vec<_> = n.op.inputs().into_iter().map(|var| self.value(var)).collect();
         let step = self.steps.len();
         inputs.iter().for_each(|&operand| self.touch(operand, step));
-        let output = self.buffer(self.tape.values[n.output.index()].shape.len(), self.category);
+        let output = self.buffer(self.words(n.output), self.category);
         self.values[n.output.index()] = Some(output);
         if self.stats[node].is_none() && n.stats > 0 {
             let stats = self.buffer(n.stats, Category::Workspace);
@@ -282,7 +328,7 @@ impl<'a> Planner<'a> {
             }
         }
         let stats = self.stats[node].inspect(|&buffer| self.touch(Operand::Buffer(buffer), step));
-        let scratch = self.scratch(forward_scratch(self.tape, &n.op));
+        let scratch = self.scratch(forward_scratch(self.tape, &self.dtypes, self.storage, &n.op));
         self.steps.push(Step {
             kind: StepKind::Forward,
             node: node as u32,
@@ -293,6 +339,31 @@ impl<'a> Planner<'a> {
             d_output: None,
             d_inputs: Vec::new(),
             passes: Vec::new(),
+            pre: None,
+        });
+    }
+
+    /// Appends the step that computes a product and the GELU of it.
+    fn run_fused(&mut self, product: usize, gelu: usize) {
+        let (before, after) = (&self.tape.nodes[product], &self.tape.nodes[gelu]);
+        let inputs: Vec<_> = before.op.inputs().into_iter().map(|var| self.value(var)).collect();
+        let step = self.steps.len();
+        inputs.iter().for_each(|&operand| self.touch(operand, step));
+        let pre = self.buffer(self.words(before.output), self.category);
+        let output = self.buffer(self.words(after.output), self.category);
+        self.values[before.output.index()] = Some(pre);
+        self.values[after.output.index()] = Some(output);
+        self.steps.push(Step {
+            kind: StepKind::Forward,
+            node: product as u32,
+            inputs,
+            output: Operand::Buffer(output),
+            stats: None,
+            scratch: None,
+            d_output: None,
+            d_inputs: Vec::new(),
+            passes: Vec::new(),
+            pre: Some(pre),
         });
     }
 
@@ -324,8 +395,18 @@ impl<'a> Planner<'a> {
             .map(|(&var, saved)| if saved { self.value(var) } else { Operand::Absent })
             .collect();
         let output = if n.op.saves_output() { self.value(n.output) } else { Operand::Absent };
+        let pre = match self.fused.gelu_before(self.tape, node) {
+            Some(before) => match self.value(before) {
+                Operand::Buffer(buffer) => Some(buffer),
+                _ => None,
+            },
+            None => None,
+        };
         let step = self.steps.len();
         inputs.iter().chain([&output]).for_each(|&operand| self.touch(operand, step));
+        if let Some(pre) = pre {
+            self.touch(Operand::Buffer(pre), step);
+        }
         if let Some(stats) = self.stats[node] {
             self.touch(Operand::Buffer(stats), step);
         }
@@ -343,6 +424,9 @@ impl<'a> Planner<'a> {
         let mut d_inputs = vec![None; vars.len()];
         for (i, &var) in vars.iter().enumerate() {
             if wanted[i] && !passes_gradient[i] {
+                // Through a fused GELU the gradient goes straight to what came before it.
+                let var =
+                    if pre.is_some() && i == 0 { self.fused.before(self.tape, var) } else { var };
                 d_inputs[i] = Some(self.grad_target(var, step));
             }
         }
@@ -360,7 +444,8 @@ impl<'a> Planner<'a> {
                 passes.push(self.grad_target(var, step));
             }
         }
-        let scratch = self.scratch(backward_scratch(self.tape, &n.op));
+        let words = backward_scratch(self.tape, &self.dtypes, self.storage, &n.op, n.output);
+        let scratch = self.scratch(words);
         self.steps.push(Step {
             kind: StepKind::Backward,
             node: node as u32,
@@ -371,6 +456,7 @@ impl<'a> Planner<'a> {
             d_output,
             d_inputs,
             passes,
+            pre,
         });
     }
 
@@ -379,9 +465,14 @@ impl<'a> Planner<'a> {
             self.touch(Operand::Buffer(buffer), step);
             return GradTarget { buffer, accumulate: true };
         }
-        let buffer = self.buffer(self.tape.values[var.index()].shape.len(), Category::Gradients);
+        let buffer = self.buffer(self.words(var), Category::Gradients);
         self.grads[var.index()] = Some(buffer);
         GradTarget { buffer, accumulate: false }
+    }
+
+    /// Words that a value, or its gradient, is stored in.
+    fn words(&self, var: Var) -> usize {
+        precision::words(self.tape.values[var.index()].shape.len(), self.dtypes[var.index()])
     }
 
     /// A buffer that is first written by the next step.
@@ -407,14 +498,14 @@ impl<'a> Planner<'a> {
         self.buffers[buffer.0 as usize].last = usize::MAX;
     }
 
-    fn finish(mut self, forward_steps: usize) -> Plan {
+    fn finish(mut self, forward_steps: usize, gelu: GeluForm) -> Plan {
         // What is written before a run must survive from its start.
         for buffer in &mut self.buffers {
             if buffer.category == Category::Inputs {
                 buffer.first = 0;
             }
         }
-        let (spans, words) = place(&self.buffers);
+        let (spans, words) = place(&self.buffers, align(self.storage));
         let memory = Memory {
             arena_bytes: words * 4,
             by_category: fullest(&self.buffers, self.steps.len()),
@@ -426,13 +517,15 @@ impl<'a> Planner<'a> {
             values: self.values,
             stats: self.stats,
             grads: self.grads,
+            dtypes: self.dtypes,
+            gelu,
             memory,
         }
     }
 }
 
 /// A place for each buffer: the largest first, each at the lowest address where it meets no other that lives with it.
-fn place(buffers: &[Buffer]) -> (Vec<Span>, usize) {
+fn place(buffers: &[Buffer], align: usize) -> (Vec<Span>, usize) {
     let mut order: Vec<usize> = (0..buffers.len()).collect();
     order.sort_by_key(|&i| (std::cmp::Reverse(buffers[i].words), buffers[i].first, i));
     let mut spans = vec![Span::default(); buffers.len()];
@@ -449,7 +542,7 @@ fn place(buffers: &[Buffer]) -> (Vec<Span>, usize) {
                 if spans[other].start >= start + buffer.words {
                     break;
                 }
-                start = start.max((spans[other].start + spans[other].len).next_multiple_of(ALIGN));
+                start = start.max((spans[other].start + spans[other].len).next_multiple_of(align));
             }
         }
         spans[i] = Span { start, len: buffer.words };

@@ -1,51 +1,83 @@
 //! [`Session`]: a planned tape with its memory, run as often as wanted.
 //!
-//! A run allocates nothing: the arena was sized when the session was made, and every step knows its places.
+//! A run on the CPU allocates nothing: the arena was sized when the session was made, and every step knows its places.
+//! On a GPU the same plan runs with bf16 values ([`Storage::Bf16`](crate::Storage)); what is read comes as a copy.
+
+use std::borrow::Cow;
 
 use aim_kernels::memory::{Arena, Span};
 
+use crate::cuda::run::Store;
+use crate::device::Device;
 use crate::error::TensorError;
 use crate::parameters::Parameters;
 use crate::plan::{Memory, Operand, Plan, PlanOptions, Step, StepKind};
 use crate::shape::{DType, Shape};
 use crate::tape::{Op, Source, Tape, Var};
-use crate::{backward, forward};
+use crate::{backward, cuda, forward};
 
 /// A tape, its plan and its memory. See the module's page.
 pub struct Session {
     pub(crate) tape: Tape,
     pub(crate) plan: Plan,
-    pub(crate) arena: Arena,
+    memory: Place,
+}
+
+/// Where a session's values are.
+enum Place {
+    Host(Arena),
+    Device(Store),
 }
 
 impl Session {
-    /// Plans a tape and reserves its memory.
+    /// Plans a tape and reserves its memory on the CPU.
     ///
     /// # Errors
     /// Those of [`Plan::new`], and [`TensorError::OutOfMemory`].
     pub fn new(tape: Tape, options: PlanOptions) -> Result<Self, TensorError> {
-        Self::within(tape, options, None)
+        Self::on(&Device::Cpu, tape, options)
     }
 
-    /// As [`Session::new`], in the memory of an earlier session where that is large enough.
+    /// Plans a tape and reserves its memory on a device.
     ///
     /// # Errors
-    /// As [`Session::new`].
-    pub fn reusing(self, tape: Tape, options: PlanOptions) -> Result<Self, TensorError> {
-        Self::within(tape, options, Some(self.arena))
+    /// As [`Session::new`], and what no kernel of the device does.
+    pub fn on(device: &Device, tape: Tape, options: PlanOptions) -> Result<Self, TensorError> {
+        let options = PlanOptions { storage: device.storage(), ..options };
+        let plan = Plan::new(&tape, options)?;
+        let memory = match device {
+            Device::Cpu => Place::Host(host_arena(&plan, None)?),
+            Device::Cuda(gpu) => {
+                cuda::check(&tape, &plan.dtypes)?;
+                Place::Device(Store::new(gpu, &tape, &plan, None)?)
+            }
+        };
+        Ok(Self { tape, plan, memory })
     }
 
-    fn within(tape: Tape, options: PlanOptions, arena: Option<Arena>) -> Result<Self, TensorError> {
-        let plan = Plan::new(&tape, options)?;
-        let words = plan.memory().arena_bytes / 4;
-        let arena = match arena {
-            Some(arena) if arena.words() >= words => arena,
-            _ => Arena::new(words).map_err(|e| TensorError::OutOfMemory {
-                what: "the values of one step",
-                bytes: e.bytes,
-            })?,
+    /// As [`Session::on`], in the memory of an earlier session where that is large enough.
+    ///
+    /// # Errors
+    /// As [`Session::on`].
+    pub fn reusing(self, tape: Tape, options: PlanOptions) -> Result<Self, TensorError> {
+        let plan = Plan::new(&tape, PlanOptions { storage: self.device().storage(), ..options })?;
+        let memory = match self.memory {
+            Place::Host(arena) => Place::Host(host_arena(&plan, Some(arena))?),
+            Place::Device(store) => {
+                cuda::check(&tape, &plan.dtypes)?;
+                let gpu = store.arena.gpu().clone();
+                Place::Device(Store::new(&gpu, &tape, &plan, Some(store))?)
+            }
         };
-        Ok(Self { tape, plan, arena })
+        Ok(Self { tape, plan, memory })
+    }
+
+    /// Where it runs.
+    pub fn device(&self) -> Device {
+        match &self.memory {
+            Place::Host(_) => Device::Cpu,
+            Place::Device(store) => Device::Cuda(store.arena.gpu().clone()),
+        }
     }
 
     /// The record.
@@ -64,8 +96,7 @@ impl Session {
     /// When `var` is no f32 input or `data` has another length.
     pub fn write_f32(&mut self, var: Var, data: &[f32]) -> Result<(), TensorError> {
         let span = self.input(var, DType::F32, data.len())?;
-        self.arena.write(span).copy_from_slice(data);
-        Ok(())
+        self.write(span, data)
     }
 
     /// Writes an i32 input, after checking the rows that it points to.
@@ -83,8 +114,18 @@ impl Session {
                 return Err(TensorError::IndexOutOfRange { op, index, position, rows });
             }
         }
-        bytemuck::cast_slice_mut(self.arena.write(span)).copy_from_slice(data);
-        Ok(())
+        let on_device = matches!(self.memory, Place::Device(_));
+        if on_device
+            && cuda::wants_ascending(&self.tape, var)
+            && let Some(position) = data.windows(2).position(|pair| pair[0] > pair[1])
+        {
+            return Err(TensorError::BadArgument {
+                op: "gather_rows on CUDA",
+                expected: "an index in ascending order",
+                found: format!("{} before {} at {position}", data[position], data[position + 1]),
+            });
+        }
+        self.write(span, data)
     }
 
     /// Writes a u8 input.
@@ -93,9 +134,18 @@ impl Session {
     /// When `var` is no u8 input or `data` has another length.
     pub fn write_u8(&mut self, var: Var, data: &[u8]) -> Result<(), TensorError> {
         let span = self.input(var, DType::U8, data.len())?;
-        let bytes: &mut [u8] = bytemuck::cast_slice_mut(self.arena.write(span));
-        bytes[..data.len()].copy_from_slice(data);
-        Ok(())
+        self.write(span, data)
+    }
+
+    /// Copies to the front of a place.
+    fn write<T: bytemuck::Pod>(&mut self, span: Span, data: &[T]) -> Result<(), TensorError> {
+        match &mut self.memory {
+            Place::Host(arena) => {
+                bytemuck::cast_slice_mut(arena.write(span))[..data.len()].copy_from_slice(data);
+                Ok(())
+            }
+            Place::Device(store) => Ok(store.upload(span, data)?),
+        }
     }
 
     fn input(&self, var: Var, dtype: DType, found: usize) -> Result<Span, TensorError> {
@@ -120,11 +170,22 @@ impl Session {
     /// When the parameters have another layout than the tape.
     pub fn forward(&mut self, params: &Parameters) -> Result<(), TensorError> {
         self.check(params)?;
-        let (layout, values) = (params.layout(), params.values());
-        for step in &self.plan.steps[..self.plan.forward_steps] {
-            let mut run =
-                Run { tape: &self.tape, plan: &self.plan, arena: &mut self.arena, layout, values };
-            forward::run(&mut run, step);
+        let steps = &self.plan.steps[..self.plan.forward_steps];
+        let (tape, plan) = (&self.tape, &self.plan);
+        match (&mut self.memory, params.on_device()) {
+            (Place::Device(store), Some(params)) => {
+                let run = store.run(tape, plan, params);
+                for step in steps {
+                    cuda::forward::run(&run, step)?;
+                }
+            }
+            (Place::Host(arena), _) => {
+                let (layout, values) = (params.layout(), params.values());
+                for step in steps {
+                    forward::run(&mut Run { tape, plan, arena, layout, values }, step);
+                }
+            }
+            (Place::Device(_), None) => return Err(elsewhere()),
         }
         Ok(())
     }
@@ -138,26 +199,43 @@ impl Session {
     pub fn backward(&mut self, params: &mut Parameters, scale: f32) -> Result<(), TensorError> {
         self.check(params)?;
         let steps = &self.plan.steps[self.plan.forward_steps..];
-        if steps.is_empty() || params.grads().len() != params.layout().trainable_len() {
+        if steps.is_empty() || !params.has_gradients() {
             return Err(TensorError::BadArgument {
                 op: "backward",
                 expected: "a session planned with a backward pass and parameters with gradients",
-                found: format!("{} steps and {} gradients", steps.len(), params.grads().len()),
+                found: format!("{} steps, gradients: {}", steps.len(), params.has_gradients()),
             });
         }
-        let (layout, values, grads) = params.split();
-        for step in steps {
-            let mut run =
-                Run { tape: &self.tape, plan: &self.plan, arena: &mut self.arena, layout, values };
-            match step.kind {
-                StepKind::Forward => forward::run(&mut run, step),
-                StepKind::Backward => backward::run(&mut run, step, grads, scale),
+        let (tape, plan) = (&self.tape, &self.plan);
+        match (&mut self.memory, params.on_device()) {
+            (Place::Device(store), Some(params)) => {
+                let run = store.run(tape, plan, params);
+                for step in steps {
+                    match step.kind {
+                        StepKind::Forward => cuda::forward::run(&run, step)?,
+                        StepKind::Backward => cuda::backward::run(&run, step, scale)?,
+                    }
+                }
             }
+            (Place::Host(arena), _) => {
+                let (layout, values, grads) = params.split();
+                for step in steps {
+                    let mut run = Run { tape, plan, arena, layout, values };
+                    match step.kind {
+                        StepKind::Forward => forward::run(&mut run, step),
+                        StepKind::Backward => backward::run(&mut run, step, grads, scale),
+                    }
+                }
+            }
+            (Place::Device(_), None) => return Err(elsewhere()),
         }
         Ok(())
     }
 
     fn check(&self, params: &Parameters) -> Result<(), TensorError> {
+        if self.device() != params.device() {
+            return Err(elsewhere());
+        }
         let (ours, theirs) = (&self.tape.layout, params.layout());
         if std::sync::Arc::ptr_eq(ours, theirs) {
             return Ok(());
@@ -173,12 +251,23 @@ impl Session {
     ///
     /// # Errors
     /// When `var` was not declared so.
-    pub fn read(&self, var: Var) -> Result<&[f32], TensorError> {
+    pub fn read(&self, var: Var) -> Result<Cow<'_, [f32]>, TensorError> {
         let value = &self.tape.values[var.index()];
         let kept = value.output || value.source == Source::Input;
         match self.plan.values[var.index()].filter(|_| kept && value.dtype == DType::F32) {
-            Some(buffer) => Ok(self.arena.read(self.plan.span(buffer))),
+            Some(buffer) => self.values(self.plan.span(buffer), var),
             None => Err(unreadable("an f32 value declared as output", value.shape)),
+        }
+    }
+
+    /// A value as f32, from wherever it is.
+    fn values(&self, span: Span, var: Var) -> Result<Cow<'_, [f32]>, TensorError> {
+        match &self.memory {
+            Place::Host(arena) => Ok(Cow::Borrowed(arena.read(span))),
+            Place::Device(store) => {
+                let len = self.tape.shape(var).len();
+                Ok(Cow::Owned(store.download(span, len, self.plan.dtypes[var.index()])?))
+            }
         }
     }
 
@@ -186,10 +275,10 @@ impl Session {
     ///
     /// # Errors
     /// When the input has none.
-    pub fn read_grad(&self, var: Var) -> Result<&[f32], TensorError> {
+    pub fn read_grad(&self, var: Var) -> Result<Cow<'_, [f32]>, TensorError> {
         let value = &self.tape.values[var.index()];
         match self.plan.grads[var.index()].filter(|_| value.source == Source::Input) {
-            Some(buffer) => Ok(self.arena.read(self.plan.span(buffer))),
+            Some(buffer) => self.values(self.plan.span(buffer), var),
             None => Err(unreadable("an input with a gradient", value.shape)),
         }
     }
@@ -203,12 +292,34 @@ impl Session {
         if let Source::Node(node) = value.source {
             let batch_norm =
                 matches!(self.tape.nodes[node as usize].op, Op::BatchNorm { running: None, .. });
-            if let (true, Some(buffer)) = (batch_norm, self.plan.stats[node as usize]) {
-                let stats = self.arena.read(self.plan.span(buffer));
+            if let (true, Some(buffer), Place::Host(arena)) =
+                (batch_norm, self.plan.stats[node as usize], &self.memory)
+            {
+                let stats = arena.read(self.plan.span(buffer));
                 return Ok(stats.split_at(stats.len() / 2));
             }
         }
-        Err(unreadable("the output of a batch norm", value.shape))
+        Err(unreadable("the output of a batch norm on the CPU", value.shape))
+    }
+}
+
+/// Memory for a plan: the old one where it suffices.
+fn host_arena(plan: &Plan, old: Option<Arena>) -> Result<Arena, TensorError> {
+    let words = plan.memory().arena_bytes / 4;
+    match old {
+        Some(arena) if arena.words() >= words => Ok(arena),
+        _ => Arena::new(words).map_err(|e| TensorError::OutOfMemory {
+            what: "the values of one step",
+            bytes: e.bytes,
+        }),
+    }
+}
+
+fn elsewhere() -> TensorError {
+    TensorError::BadArgument {
+        op: "run",
+        expected: "parameters on the session's device",
+        found: "parameters elsewhere".into(),
     }
 }
 

@@ -7,6 +7,8 @@ use std::fmt;
 pub enum DType {
     /// 32-bit float.
     F32,
+    /// The upper half of a 32-bit float: activations on a GPU.
+    Bf16,
     /// 32-bit signed integer: indices, labels, prefix lengths.
     I32,
     /// Bytes: pixels.
@@ -18,6 +20,7 @@ impl DType {
     pub const fn size(self) -> usize {
         match self {
             Self::F32 | Self::I32 => 4,
+            Self::Bf16 => 2,
             Self::U8 => 1,
         }
     }
@@ -27,6 +30,7 @@ impl fmt::Display for DType {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::F32 => "f32",
+            Self::Bf16 => "bf16",
             Self::I32 => "i32",
             Self::U8 => "u8",
         })

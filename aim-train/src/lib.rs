@@ -16,7 +16,7 @@
 //! ```
 //! use aim_train::config::ConfigBuilder;
 //! use aim_train::signals::Stop;
-//! use aim_train::trainer::{Event, Outcome, Resume, Trainer};
+//! use aim_train::trainer::{DeviceChoice, Event, Outcome, Resume, Trainer};
 //!
 //! # fn main() -> Result<(), aim_train::TrainError> {
 //! let dir = std::env::temp_dir().join(format!("aim-doctest-{}", std::process::id()));
@@ -42,7 +42,13 @@
 //!         losses.push(metrics.loss);
 //!     }
 //! };
-//! let mut trainer = Trainer::open(&builder.build()?, &dir, &Resume::Auto, &mut observer)?;
+//! let mut trainer = Trainer::open(
+//!     &builder.build()?,
+//!     &dir,
+//!     &Resume::Auto,
+//!     DeviceChoice::Cpu,
+//!     &mut observer,
+//! )?;
 //! let outcome = trainer.run(&Stop::detached(), &mut observer)?;
 //! assert_eq!((outcome, losses.len()), (Outcome::Finished, 3));
 //! # drop(trainer);

@@ -57,7 +57,7 @@ fn loss_on_noise(shift: i32) -> f64 {
         sampler.draw(number, 0..BATCH, &mut prefix);
         let mut selection = Selection::next_patch(&prefix, TOKENS);
         selection.targets.iter_mut().for_each(|target| *target += shift - 1);
-        params.zero_grads();
+        params.zero_grads().unwrap();
         let loss =
             step.forward(&params, Pixels::F32(&pixels), &selection).unwrap() / step.rows() as f64;
         step.backward(&mut params, 1.0 / step.rows() as f32).unwrap();
@@ -67,9 +67,9 @@ fn loss_on_noise(shift: i32) -> f64 {
             eps: 1e-8,
             weight_decay: 0.05,
             step: number + 1,
-            grad_scale: clip_scale(grad_norm(&params), 1.0),
+            grad_scale: clip_scale(grad_norm(&params).unwrap(), 1.0),
         };
-        optimizer.step(&mut params, update);
+        optimizer.step(&mut params, update).unwrap();
         if number >= 180 {
             tail += loss / 20.0;
         }
@@ -115,7 +115,7 @@ fn a_prediction_ignores_the_patches_after_it() {
         session.write_i32(vars.rows, &[row]).unwrap();
         session.write_i32(vars.targets, &[row + 1]).unwrap();
         session.forward(&params).unwrap();
-        params.zero_grads();
+        params.zero_grads().unwrap();
         session.backward(&mut params, 1.0).unwrap();
         let grad = session.read_grad(vars.trunk.images).unwrap();
         let visible = (row + 1).max(prefix) as usize;
@@ -139,7 +139,7 @@ fn accumulation_equals_one_batch() {
     let options = PlanOptions { backward: true, ..Default::default() };
     let mut run = |micro: usize| {
         let batch = 32 / micro;
-        params.zero_grads();
+        params.zero_grads().unwrap();
         let mut step =
             PretrainStep::new(&model, images(batch), batch / 2 * TOKENS, options).unwrap();
         let mut prefix = Vec::new();
@@ -179,7 +179,7 @@ fn bits_do_not_depend_on_threads() {
         aim_kernels::cpu::pool::set_num_threads(threads);
         let mut step =
             PretrainStep::new(&model, images(BATCH), selection.rows.len(), options).unwrap();
-        params.zero_grads();
+        params.zero_grads().unwrap();
         let loss = step.forward(&params, Pixels::F32(&pixels), &selection).unwrap();
         step.backward(&mut params, 1.0).unwrap();
         let found = (loss, Arc::from(params.grads()));

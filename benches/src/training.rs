@@ -8,7 +8,7 @@ use aim_model::objective::{PrefixRule, PrefixSampler, Selection};
 use aim_model::pretrain::{Pixels, PretrainModel, PretrainStep, Target};
 use aim_model::{AimConfig, ModelError};
 use aim_tensor::count::Flops;
-use aim_tensor::{Parameters, Philox, PlanOptions, Recompute};
+use aim_tensor::{Parameters, Philox, PlanOptions};
 use aim_train::optimizer::{AdamW, Update, clip_scale, grad_norm};
 
 use crate::sizes::Size;
@@ -77,7 +77,7 @@ impl TrainingStep {
         let mut params = Parameters::new(Arc::clone(model.layout()))?;
         initialize(&mut params, 0);
         let selection = rows.selection(batch, config.num_patches());
-        let options = PlanOptions { backward: true, recompute: Recompute::None };
+        let options = PlanOptions { backward: true, ..PlanOptions::default() };
         let step =
             PretrainStep::new(&model, model.image_batch(batch), selection.rows.len(), options)?;
         let random = Philox::new(0, "benchmark pixels");
@@ -93,10 +93,10 @@ impl TrainingStep {
     /// None: sizes were fixed when the step was made.
     pub fn run(&mut self) -> Result<f64, ModelError> {
         let scored = self.selection.rows.len() as f64;
-        self.params.zero_grads();
+        self.params.zero_grads()?;
         let loss = self.step.forward(&self.params, Pixels::U8(&self.pixels), &self.selection)?;
         self.step.backward(&mut self.params, (1.0 / scored) as f32)?;
-        let norm = grad_norm(&self.params);
+        let norm = grad_norm(&self.params)?;
         self.updates += 1;
         let update = Update {
             lr: 1e-4,
@@ -106,7 +106,7 @@ impl TrainingStep {
             step: self.updates,
             grad_scale: clip_scale(norm, 1.0),
         };
-        self.optimizer.step(&mut self.params, update);
+        self.optimizer.step(&mut self.params, update)?;
         Ok(loss / scored)
     }
 

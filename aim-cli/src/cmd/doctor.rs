@@ -1,9 +1,11 @@
 //! `aim-cli doctor`: this machine as far as it matters here.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
+use aim_kernels::cuda::libraries::{self, Found, Version};
+use aim_kernels::cuda::{CudaError, DeviceInfo, Gpu, compile};
 use anyhow::Result;
-use serde_json::json;
+use serde_json::{Map, Value, json};
 
 use crate::args::Json;
 use crate::stdout;
@@ -11,34 +13,50 @@ use crate::table::bytes;
 
 /// One line of the answer: what was looked at, what was found, and what follows from it.
 struct Finding {
-    name: &'static str,
+    name: String,
     found: String,
     /// What is wrong or worth knowing; empty when all is well.
     advice: String,
+    /// More for programs, by name.
+    facts: Map<String, Value>,
 }
 
 impl Finding {
-    fn new(name: &'static str, found: impl Into<String>) -> Self {
-        Self { name, found: found.into(), advice: String::new() }
+    fn new(name: impl Into<String>, found: impl Into<String>) -> Self {
+        let (advice, facts) = (String::new(), Map::new());
+        Self { name: name.into(), found: found.into(), advice, facts }
     }
 
     fn advice(mut self, advice: impl Into<String>) -> Self {
         self.advice = advice.into();
         self
     }
+
+    fn fact(mut self, name: &str, value: impl Into<Value>) -> Self {
+        self.facts.insert(name.to_owned(), value.into());
+        self
+    }
+
+    fn json(&self) -> Value {
+        let mut all = Map::new();
+        for (name, text) in [("name", &self.name), ("found", &self.found), ("advice", &self.advice)]
+        {
+            all.insert(name.to_owned(), json!(text));
+        }
+        all.extend(self.facts.clone());
+        Value::Object(all)
+    }
 }
 
 pub(crate) fn run(args: &Json) -> Result<()> {
-    let findings = [program(), processor(), instructions(), threads(), memory(), disk(), cuda()];
+    let mut findings = vec![program(), processor(), instructions(), threads(), memory(), disk()];
+    findings.extend(cuda());
     if args.json {
-        let list: Vec<_> = findings
-            .iter()
-            .map(|f| json!({ "name": f.name, "found": f.found, "advice": f.advice }))
-            .collect();
+        let list: Vec<_> = findings.iter().map(Finding::json).collect();
         return stdout::print_json(&list);
     }
     let mut text = String::new();
-    for Finding { name, found, advice } in &findings {
+    for Finding { name, found, advice, .. } in &findings {
         text.push_str(&format!("{name:<13} {found}\n"));
         if !advice.is_empty() {
             text.push_str(&format!("{:<13} -> {advice}\n", ""));
@@ -145,18 +163,92 @@ fn disk() -> Finding {
     }
 }
 
-fn cuda() -> Finding {
-    let places = [
-        "/usr/lib/x86_64-linux-gnu/libcuda.so.1",
-        "/usr/lib/aarch64-linux-gnu/libcuda.so.1",
-        "/usr/lib64/libcuda.so.1",
-        "/usr/lib/wsl/lib/libcuda.so.1",
-        "/usr/local/cuda/compat/libcuda.so.1",
-    ];
-    let driver = places.iter().find(|place| Path::new(place).exists());
-    let finding = Finding::new("cuda", "not in this build: everything computes on the CPU");
-    match driver {
-        Some(place) => finding.advice(format!("a driver is installed ({place}) but not used")),
-        None => finding,
+/// The driver, the devices, the libraries, and where compiled kernels are kept.
+fn cuda() -> Vec<Finding> {
+    let driver = libraries::load();
+    let mut findings = vec![library("driver", driver.clone(), None)];
+    if let Ok(found) = &driver {
+        let version = found.version.map(|version| format!("CUDA {version}"));
+        let release = libraries::driver_release().map(|release| format!("release {release}"));
+        let parts = [version, release, Some(found.path.display().to_string())];
+        findings[0].found = parts.into_iter().flatten().collect::<Vec<_>>().join(", ");
+        findings.extend(devices());
+    } else {
+        findings[0].found.push_str(": everything computes on the CPU");
+    }
+    let version = driver.ok().and_then(|found| found.version);
+    findings.extend([
+        library("cuBLASLt", libraries::blas(), version),
+        library("NVRTC", libraries::nvrtc(), version),
+        library("NCCL", libraries::nccl(), None),
+        kernels(),
+    ]);
+    findings
+}
+
+fn devices() -> Vec<Finding> {
+    match Gpu::list() {
+        Ok(devices) if devices.is_empty() => {
+            let error = CudaError::NoDevice { ordinal: 0, found: 0 };
+            vec![Finding::new("devices", "none").advice(error.to_string())]
+        }
+        Ok(devices) => devices.iter().map(device).collect(),
+        Err(error) => vec![Finding::new("devices", "unknown").advice(error.to_string())],
+    }
+}
+
+fn device(info: &DeviceInfo) -> Finding {
+    let DeviceInfo { ordinal, name, memory, compute: (major, minor) } = info;
+    let compute = format!("{major}.{minor}");
+    let found = format!("{name}, {}, compute capability {compute}", bytes(*memory));
+    let finding = Finding::new(format!("cuda:{ordinal}"), found)
+        .fact("memory_bytes", *memory)
+        .fact("compute_capability", compute);
+    if *major < 8 {
+        return finding.advice("too old: compute capability 8.0 or newer is needed");
+    }
+    finding
+}
+
+/// A library, found or not. `driver` is the driver's version, which must not be older.
+fn library(
+    name: &'static str,
+    result: Result<&Found, CudaError>,
+    driver: Option<Version>,
+) -> Finding {
+    let found = match result {
+        Ok(found) => found,
+        Err(CudaError::MissingLibrary { library, looked_in, advice }) => {
+            return Finding::new(name, format!("no {library}"))
+                .advice(advice)
+                .fact("looked_in", looked_in);
+        }
+        Err(error) => return Finding::new(name, "cannot be used").advice(error.to_string()),
+    };
+    let path = found.path.display().to_string();
+    let version = found.version.map(|version| version.to_string());
+    let text = version.iter().chain([&path]).cloned().collect::<Vec<_>>().join(", ");
+    let finding = Finding::new(name, text).fact("path", path).fact("version", version);
+    match (found.version, driver) {
+        (Some(version), Some(driver)) if version.major > driver.major => finding.advice(format!(
+            "newer than the driver's CUDA {driver}: update the driver, or install version {}",
+            driver.major
+        )),
+        _ => match &found.note {
+            Some(note) => finding.advice(note),
+            None => finding,
+        },
+    }
+}
+
+/// Where kernels come from and go to.
+fn kernels() -> Finding {
+    if let Some(file) = std::env::var_os("AIM_CUBIN").filter(|file| !file.is_empty()) {
+        return Finding::new("kernels", format!("{} ($AIM_CUBIN)", file.display()));
+    }
+    match compile::cache_folder() {
+        Some(folder) => Finding::new("kernels", format!("kept in {}", folder.display())),
+        None => Finding::new("kernels", "compiled in every run")
+            .advice("set AIM_CACHE to a folder in which to keep them"),
     }
 }

@@ -13,7 +13,7 @@ use anyhow::{Context as _, Result};
 use super::Usage;
 use crate::args::{Features, Pool};
 use crate::progress::{Pace, Progress, note, warn};
-use crate::weights::{Weights, check_device, parse_layers};
+use crate::weights::{Weights, open_device, parse_layers};
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Format {
@@ -22,7 +22,7 @@ enum Format {
 }
 
 pub(crate) fn run(args: &Features, quiet: bool) -> Result<()> {
-    check_device(args.device.device)?;
+    let device = open_device(args.device.device, quiet)?;
     let format = match args.out.extension().and_then(|e| e.to_str()) {
         Some("safetensors") => Format::Safetensors,
         Some("npy") => Format::Npy,
@@ -44,7 +44,7 @@ pub(crate) fn run(args: &Features, quiet: bool) -> Result<()> {
     }
     let source = aim_data::spec::open(&args.data)?;
     let options = weights.image_options(args.batch_size as usize);
-    let mut extractor = weights.extractor(&layers, None)?;
+    let mut extractor = weights.extractor(&layers, None, &device)?;
     let dim = weights.config.embed_dim;
     let mut columns: Vec<Vec<f32>> = vec![Vec::new(); layers.len()];
     let (mut images, mut tokens) = (0, 1);
@@ -62,7 +62,7 @@ pub(crate) fn run(args: &Features, quiet: bool) -> Result<()> {
                 tokens = extractor.tokens();
             }
             for (i, column) in columns.iter_mut().enumerate() {
-                append(column, extractor.layer(i)?, extractor.tokens(), dim, args.pool);
+                append(column, &extractor.layer(i)?, extractor.tokens(), dim, args.pool);
             }
             Ok(())
         },

@@ -5,6 +5,8 @@ mod config;
 mod data;
 mod doctor;
 mod features;
+mod gpu_check;
+mod kernels;
 mod man;
 mod plan;
 mod presets;
@@ -48,6 +50,8 @@ pub(crate) fn run(cli: Cli) -> Result<Outcome> {
         Command::Config(args) => config::run(&args).map(done),
         Command::Data(args) => data::run(&args, cli.quiet).map(done),
         Command::Doctor(args) => doctor::run(&args).map(done),
+        Command::Kernels(args) => kernels::run(&args, cli.quiet).map(done),
+        Command::GpuCheck(args) => gpu_check::run(&args, cli.quiet).map(done),
         Command::Completions(args) => completions::run(&args).map(done),
         Command::Man(args) => man::run(&args, cli.quiet).map(done),
         Command::Pretrain(args) => pretrain::run(&args, cli.quiet),

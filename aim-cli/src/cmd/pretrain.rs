@@ -2,9 +2,10 @@
 
 use std::path::Path;
 
+use aim_tensor::Device;
 use aim_train::config::Resolved;
 use aim_train::signals::Stop;
-use aim_train::trainer::{self, Event, StepMetrics, Trainer};
+use aim_train::trainer::{self, DeviceChoice, Event, StepMetrics, Trainer};
 use anyhow::Result;
 use serde_json::json;
 
@@ -13,17 +14,15 @@ use crate::args::{Pretrain, Resume};
 use crate::progress::{Pace, Progress, note};
 use crate::stdout;
 use crate::table::{bytes, thousands};
-use crate::weights::check_device;
 
 pub(crate) fn run(args: &Pretrain, quiet: bool) -> Result<Outcome> {
-    check_device(args.device.device)?;
     let resolved = args.config.resolve()?;
     let resume = match &args.resume {
         Resume::Auto => trainer::Resume::Auto,
         Resume::Never => trainer::Resume::Never,
         Resume::From(dir) => trainer::Resume::From(dir.clone()),
     };
-    let (outcome, last) = pretrain(&resolved, &args.out, &resume, quiet)?;
+    let (outcome, last) = pretrain(&resolved, &args.out, &resume, args.device.device, quiet)?;
     if args.json {
         stdout::print_json(&summary(&resolved, &args.out, outcome, last.as_ref()))?;
     }
@@ -35,12 +34,13 @@ pub(crate) fn pretrain(
     resolved: &Resolved,
     out: &Path,
     resume: &trainer::Resume,
+    device: DeviceChoice,
     quiet: bool,
 ) -> Result<(Outcome, Option<StepMetrics>)> {
     let stop = Stop::install()?;
     let mut view = View::new(quiet, resolved);
     let mut trainer =
-        Trainer::open(resolved, out, resume, &mut |event: Event<'_>| view.show(&event))?;
+        Trainer::open(resolved, out, resume, device, &mut |event: Event<'_>| view.show(&event))?;
     let outcome = trainer.run(&stop, &mut |event: Event<'_>| view.show(&event));
     view.progress.finish();
     let outcome = match outcome? {
@@ -97,6 +97,11 @@ impl View {
                 );
                 self.progress.note(&line);
             }
+            Event::Device { device, note } => match note {
+                Some(note) => self.progress.note(note),
+                None if **device != Device::Cpu => self.progress.note(&format!("on {device}")),
+                None => {}
+            },
             Event::Resumed { step, path } => {
                 self.progress.note(&format!("resumed from {} (step {step})", path.display()));
             }
@@ -107,6 +112,7 @@ impl View {
             Event::SetAside { path } => {
                 self.progress.note(&format!("kept, but out of the run's way: {}", path.display()))
             }
+            Event::DeviceNote(text) => self.progress.note(text),
             Event::DataNote(text) => self.progress.note(&format!("data: {text}")),
             Event::SampleSkipped(skipped) => {
                 self.skipped += 1;
@@ -137,7 +143,9 @@ impl View {
         let validation = self.last_validation.as_deref().unwrap_or("");
         self.progress.update(metrics.step, || {
             let StepMetrics { loss, images_per_s, .. } = metrics;
-            format!("loss {loss:.4}  {validation}  {images_per_s:.0} img/s")
+            // Two digits at least: large models take seconds an image on a CPU.
+            let digits = if *images_per_s < 10.0 { 2 } else { 0 };
+            format!("loss {loss:.4}  {validation}  {images_per_s:.digits$} img/s")
         });
         self.last = Some(*metrics);
     }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use aim_data::source::Source;
 use aim_model::classifier::{Probe as Classifier, ProbeConfig, ProbeKind as ClassifierKind};
 use aim_model::weights as model_weights;
+use aim_tensor::Device;
 use aim_tensor::io::safetensors;
 use aim_train::probe::{
     FeatureSet, Neighbours, ProbeTraining, evaluate, extract, nearest, pixels, train,
@@ -18,7 +19,7 @@ use crate::args::{Probe, ProbeKind};
 use crate::progress::{Pace, Progress, note};
 use crate::stdout;
 use crate::table::Table;
-use crate::weights::{Weights, check_device, parse_layers};
+use crate::weights::{Weights, open_device, parse_layers};
 
 /// Images in one forward pass of the trunk.
 const TRUNK_BATCH: usize = 64;
@@ -58,10 +59,10 @@ impl Row {
 }
 
 pub(crate) fn run(args: &Probe, quiet: bool) -> Result<()> {
-    check_device(args.device.device)?;
+    let device = open_device(args.device.device, quiet)?;
     let weights = Weights::open(&args.checkpoint)?;
     let layers = parse_layers(&args.layers, weights.config.num_blocks)?;
-    let bench = Bench::open(&args.train, &args.val, &weights, quiet)?;
+    let bench = Bench::open(&args.train, &args.val, &weights, device, quiet)?;
     let default = ProbeTraining::default();
     let settings = ProbeTraining {
         epochs: args.epochs.map_or(default.epochs, |n| n as usize),
@@ -133,13 +134,21 @@ pub(crate) struct Bench {
     val: Arc<dyn Source>,
     classes: usize,
     heads: usize,
+    /// Where features are computed; classifiers train on the CPU.
+    device: Device,
     options: aim_train::probe::features::ImageOptions,
     quiet: bool,
 }
 
 impl Bench {
     /// Opens both sources.
-    pub(crate) fn open(train: &str, val: &str, weights: &Weights, quiet: bool) -> Result<Self> {
+    pub(crate) fn open(
+        train: &str,
+        val: &str,
+        weights: &Weights,
+        device: Device,
+        quiet: bool,
+    ) -> Result<Self> {
         let (train, val) = (aim_data::spec::open(train)?, aim_data::spec::open(val)?);
         let (Some(classes), Some(_)) = (train.num_classes(), val.num_classes()) else {
             bail!("a probe needs labels: class folders, .cls members or an IDX label file");
@@ -149,6 +158,7 @@ impl Bench {
             val,
             classes: classes as usize,
             heads: weights.config.num_heads,
+            device,
             options: weights.image_options(TRUNK_BATCH),
             quiet,
         })
@@ -162,7 +172,7 @@ impl Bench {
         untrained: Option<u64>,
         name: &str,
     ) -> Result<Sets> {
-        let mut extractor = weights.extractor(layers, untrained)?;
+        let mut extractor = weights.extractor(layers, untrained, &self.device)?;
         let mut of = |source: &Arc<dyn Source>| {
             let label = format!("features, {name}");
             self.with_progress(&label, source.len(), |progress| {

@@ -8,7 +8,8 @@ use aim_data::loader::{EvalLoader, LoaderOptions, Pass};
 use aim_data::pack::{PackOptions, pack};
 use aim_train::config::{ConfigBuilder, Resolved};
 use aim_train::probe::ProbeTraining;
-use aim_train::trainer::Resume;
+use aim_tensor::Device;
+use aim_train::trainer::{DeviceChoice, Resume};
 use anyhow::{Context as _, Result, bail};
 
 use super::Outcome;
@@ -88,14 +89,14 @@ pub(crate) fn run(args: &Quickstart, quiet: bool) -> Result<Outcome> {
 
     let run_dir = args.out.join("run");
     let resolved = configuration(&recipe, &train, &val)?;
-    let (outcome, _) = pretrain(&resolved, &run_dir, &Resume::Auto, quiet)?;
+    let (outcome, _) = pretrain(&resolved, &run_dir, &Resume::Auto, DeviceChoice::Cpu, quiet)?;
     if outcome == Outcome::Stopped {
         return Ok(outcome);
     }
 
     let weights = Weights::open(&run_dir)?;
     let picture = run_dir.join("reconstructions").join("validation.png");
-    reconstruct(&weights, &some_images(&val, &weights)?, None, &picture)?;
+    reconstruct(&weights, &some_images(&val, &weights)?, None, &Device::Cpu, &picture)?;
     measure(&recipe, &weights, &train, &val, &run_dir, quiet)?;
 
     let report = args.out.join("report.html");
@@ -181,7 +182,7 @@ fn measure(
     run_dir: &Path,
     quiet: bool,
 ) -> Result<()> {
-    let bench = Bench::open(train, val, weights, quiet)?;
+    let bench = Bench::open(train, val, weights, Device::Cpu, quiet)?;
     let layers: Vec<usize> = (0..weights.config.num_blocks).collect();
     let layers = &layers[layers.len().saturating_sub(recipe.layers)..];
     let settings = ProbeTraining {

@@ -8,17 +8,17 @@ use aim_model::objective::Selection;
 use aim_model::pretrain::{Pixels, PretrainModel, PretrainStep, Target};
 use aim_model::trunk::{ImageBatch, PixelFormat};
 use aim_model::weights as model_weights;
-use aim_tensor::{Parameters, PlanOptions};
+use aim_tensor::{Device, Parameters, PlanOptions};
 use anyhow::{Context as _, Result, bail};
 
 use super::Usage;
 use crate::args::Reconstruct;
 use crate::picture::{Layout, Normalization, Row, compose, prediction_pixels};
 use crate::progress::note;
-use crate::weights::{Weights, check_device};
+use crate::weights::{Weights, open_device};
 
 pub(crate) fn run(args: &Reconstruct, quiet: bool) -> Result<()> {
-    check_device(args.device.device)?;
+    let device = open_device(args.device.device, quiet)?;
     let weights = Weights::open(&args.checkpoint)?;
     let size = weights.config.img_size;
     let mut preprocessor =
@@ -44,7 +44,7 @@ pub(crate) fn run(args: &Reconstruct, quiet: bool) -> Result<()> {
         images.resize(at + preprocessor.output_len(), 0);
         preprocessor.apply(&image, AugmentKey::default(), &mut images[at..])?;
     }
-    reconstruct(&weights, &images, args.prefix, &args.out)?;
+    reconstruct(&weights, &images, args.prefix, &device, &args.out)?;
     note(quiet, &format!("written to {}", args.out.display()));
     Ok(())
 }
@@ -55,6 +55,7 @@ pub(crate) fn reconstruct(
     weights: &Weights,
     images: &[u8],
     prefix: Option<usize>,
+    device: &Device,
     out: &Path,
 ) -> Result<()> {
     let config = &weights.config;
@@ -80,7 +81,9 @@ pub(crate) fn reconstruct(
     let format = PixelFormat::U8 { mean: narrow(weights.mean), std: narrow(weights.std) };
     let kind = ImageBatch { batch: count, height: size.height, width: size.width, format };
     let selection = Selection::next_patch(&vec![prefix as i32; count], tokens);
-    let mut step = PretrainStep::new(&model, kind, selection.rows.len(), PlanOptions::default())?;
+    let params = params.to(device)?;
+    let (rows, options) = (selection.rows.len(), PlanOptions::default());
+    let mut step = PretrainStep::on(device, &model, kind, rows, options)?;
     step.forward(&params, Pixels::U8(images), &selection)?;
 
     let layout = Layout { height: size.height, width: size.width, patch_size: config.patch_size };

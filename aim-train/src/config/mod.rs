@@ -38,7 +38,7 @@ pub use file::{Entry, read_entries};
 pub use layers::{ConfigBuilder, Resolved};
 pub use origin::Origin;
 pub use sections::{
-    Attention, CheckpointConfig, DataConfig, LogConfig, Method, ObjectiveConfig, Order, Precision,
+    Attention, CheckpointConfig, DataConfig, Gelu, LogConfig, Method, ObjectiveConfig, Order, Precision,
     Prefix, Recompute, RunConfig, Target, TrainConfig, ValidationConfig,
 };
 

@@ -190,10 +190,12 @@ pub struct TrainConfig {
     pub clip: f64,
     /// Decides initialisation, order, crops and prefixes. Default 0.
     pub seed: u64,
-    /// Arithmetic of activations. Default [`Precision::Fp32`]; the paper uses bf16 (4.2).
+    /// Arithmetic of activations. Default [`Precision::Auto`]; the paper uses bf16 (4.2).
     pub precision: Precision,
-    /// What the backward pass computes again instead of keeping. Default [`Recompute::None`].
+    /// What the backward pass computes again instead of keeping. Default [`Recompute::Auto`].
     pub recompute: Recompute,
+    /// Which GELU. Default [`Gelu::Erf`] (ml-aim).
+    pub gelu: Gelu,
     /// Computing threads; 0, the default, takes one per core. Does not change any bit.
     pub threads: usize,
 }
@@ -211,8 +213,9 @@ impl Default for TrainConfig {
             warmup_fraction: 0.025,
             clip: 1.0,
             seed: 0,
-            precision: Precision::Fp32,
-            recompute: Recompute::None,
+            precision: Precision::Auto,
+            recompute: Recompute::Auto,
+            gelu: Gelu::Erf,
             threads: 0,
         }
     }
@@ -229,19 +232,34 @@ impl TrainConfig {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Precision {
-    /// 32-bit floating point throughout.
+    /// bf16 on CUDA devices, fp32 on the CPU.
     #[default]
+    Auto,
+    /// 32-bit floating point throughout; on the CPU.
     Fp32,
     /// bfloat16 with fp32 masters, statistics and losses; on CUDA devices.
     Bf16,
+}
+
+/// The activation's form while training.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Gelu {
+    /// Exact: `x Phi(x)`.
+    #[default]
+    Erf,
+    /// The tanh approximation, which cuBLASLt computes inside the products around it; on CUDA devices.
+    Tanh,
 }
 
 /// What the backward pass computes again instead of keeping, each level adding to the one before.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Recompute {
-    /// Keep every activation: fastest, most memory.
+    /// On CUDA devices the least that fits their memory, on the CPU nothing.
     #[default]
+    Auto,
+    /// Keep every activation: fastest, most memory.
     None,
     /// Compute LayerNorm outputs again.
     Norms,

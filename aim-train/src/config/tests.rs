@@ -152,7 +152,7 @@ fn wrong_types_name_key_expected_and_found() {
         ("train.steps=1.5", "expected a whole number"),
         ("train.lr=[1]", "train.lr = [1] (--set): invalid type: sequence, expected a number"),
         ("train.betas=[0.9]", "invalid length 1"),
-        ("train.precision=fp8", "unknown variant \"fp8\", expected \"fp32\" or \"bf16\""),
+        ("train.precision=fp8", "unknown variant \"fp8\", expected one of \"auto\", \"fp32\", \"bf16\""),
         ("objective.order=spiral", "unknown variant \"spiral\", expected \"raster\""),
         (
             "objective.prefix=half",
@@ -187,7 +187,6 @@ fn ranges_name_the_origin() {
         "train.clip=inf",
         "train.warmup_fraction=1.1",
         "train.weight_decay=-0.1",
-        "train.precision=bf16",
         "data.scale=[0.5, 0.4]",
         "data.scale=[0, 1]",
         "data.scale=[0.4, 1.5]",

@@ -3,7 +3,7 @@
 use aim_model::ModelError;
 
 use super::error::ConfigError;
-use super::sections::{Attention, Precision, Prefix, RunConfig};
+use super::sections::{Attention, Prefix, RunConfig};
 
 fn ensure(
     holds: bool,
@@ -161,12 +161,6 @@ impl RunConfig {
             "train.threads",
             train.threads,
             "at most 1024; 0 for all cores",
-        )?;
-        ensure(
-            train.precision != Precision::Bf16,
-            "train.precision",
-            "bf16",
-            "\"fp32\": bf16 needs a CUDA device, and this build computes on the CPU",
         )
     }
 }

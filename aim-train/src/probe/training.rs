@@ -74,10 +74,10 @@ pub fn train(
                 features.extend_from_slice(set.image(image));
                 labels.push(set.labels[image]);
             }
-            params.zero_grads();
+            params.zero_grads()?;
             let loss = step.forward(&params, &features, &labels)? / batch_size as f64;
             step.backward(&mut params, 1.0 / batch_size as f32)?;
-            let norm = grad_norm(&params);
+            let norm = grad_norm(&params)?;
             if !(loss.is_finite() && norm.is_finite()) {
                 return Err(TrainError::NonFinite {
                     step: update + 1,
@@ -101,7 +101,7 @@ pub fn train(
                     step: update,
                     grad_scale: clip_scale(norm, settings.clip),
                 },
-            );
+            )?;
             sum += loss;
         }
         progress(epoch + 1, sum / batches as f64);
@@ -164,7 +164,8 @@ pub fn evaluate(
         let features = &set.values[first * set.stride()..][..count * set.stride()];
         // Labels play no part in the logits; those beyond the classes are wrong, not an error.
         ready.forward(params, features, &vec![-1; count])?;
-        let logits = ready.logits()?.chunks_exact(probe.config().classes);
+        let logits = ready.logits()?;
+        let logits = logits.chunks_exact(probe.config().classes);
         ranks.extend(
             logits.zip(&set.labels[first..]).map(|(row, &label)| rank(row, label.max(0) as usize)),
         );

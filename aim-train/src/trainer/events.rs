@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use aim_data::loader::Skipped;
-use aim_tensor::Memory;
+use aim_tensor::{Device, Memory};
 
 /// Losses on the validation images.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -43,6 +43,13 @@ pub struct StepMetrics {
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Event<'a> {
+    /// The device was opened.
+    Device {
+        /// Where the run computes.
+        device: &'a Device,
+        /// Why not on a GPU, if one might have been expected.
+        note: Option<&'a str>,
+    },
     /// Everything is ready; training starts after so many steps.
     Ready {
         /// Steps done before.
@@ -58,6 +65,8 @@ pub enum Event<'a> {
         /// FLOPs of forward and backward for one image.
         flops_per_image: u64,
     },
+    /// Something about the device that may matter for speed or for the last bits.
+    DeviceNote(&'a str),
     /// Training goes on from this checkpoint.
     Resumed {
         /// Its step.

@@ -2,11 +2,13 @@
 //!
 //! | module | what |
 //! |---|---|
+//! | `device` | choosing the device, and the recomputation that fits it |
 //! | `events` | what the trainer tells |
 //! | `setup` | opening data, model and run directory; resuming |
 //! | `state` | what a checkpoint holds |
 //! | `validation` | validation losses and their baseline |
 
+mod device;
 mod events;
 mod setup;
 mod state;
@@ -19,9 +21,10 @@ use aim_data::loader::{Batch, Images, Loader, LoaderState};
 use aim_model::objective::{PrefixSampler, Selection};
 use aim_model::pretrain::{Pixels, PretrainModel, PretrainStep};
 use aim_model::trunk::ImageBatch;
-use aim_tensor::{Parameters, PlanOptions};
+use aim_tensor::{Parameters, PlanOptions, Recompute};
 use serde_json::{Map, Value};
 
+pub use device::{Chosen, DeviceChoice};
 pub use events::{Event, Observer, StepMetrics, Validation};
 pub use setup::{Resume, open_data};
 pub use state::{AimJson, TrainerState};
@@ -59,10 +62,13 @@ pub struct Trainer {
     consumed: LoaderState,
     validation: Option<ValidationSet>,
     prefixes: PrefixSampler,
+    recompute: Recompute,
     images: ImageBatch,
     step: Option<PretrainStep>,
     selections: Vec<Selection>,
     batch: Batch,
+    /// Steps done when the run was opened.
+    first: u64,
     done: u64,
     saved: Option<u64>,
     metrics: JsonlWriter,
@@ -84,6 +90,11 @@ impl Trainer {
                 self.save(observer)?;
                 return Ok(self.stopped(stop));
             };
+            if self.done == self.first {
+                for note in device::settle(&self.params.device()) {
+                    observer.event(Event::DeviceNote(&note));
+                }
+            }
             self.done += 1;
             self.consumed = self.loader.state().clone();
             let metrics = self.validate(metrics)?;
@@ -112,8 +123,9 @@ impl Trainer {
         let scored = self.draw_prefixes();
         let train = &self.config.train;
         let scale = 1.0 / scored as f32;
+        let options = self.options();
 
-        self.params.zero_grads();
+        self.params.zero_grads()?;
         let mut waited_s = 0.0;
         let mut loss = 0.0;
         for micro in 0..train.accumulate {
@@ -125,34 +137,37 @@ impl Trainer {
             waited_s += waiting.elapsed().as_secs_f64();
             let selection = &self.selections[micro];
             let rows = selection.rows.len();
-            let options = PlanOptions { backward: true, recompute: train.recompute.into() };
             let ready = match self.step.take() {
                 Some(ready) => ready.adapted(&self.model, self.images, rows, options)?,
-                None => PretrainStep::new(&self.model, self.images, rows, options)?,
+                None => PretrainStep::on(
+                    &self.params.device(),
+                    &self.model,
+                    self.images,
+                    rows,
+                    options,
+                )?,
             };
             let ready = self.step.insert(ready);
             loss += ready.forward(&self.params, pixels(&self.batch.images)?, selection)?;
             ready.backward(&mut self.params, scale)?;
         }
         let loss = loss / scored as f64;
-        let norm = grad_norm(&self.params);
+        let norm = grad_norm(&self.params)?;
         for (what, value) in [("the loss", loss), ("the gradient norm", norm)] {
             if !value.is_finite() {
                 return Err(TrainError::NonFinite { step, what, value });
             }
         }
         let lr = lr_at(self.done, train.steps, train.lr, train.warmup_fraction);
-        self.optimizer.step(
-            &mut self.params,
-            Update {
-                lr,
-                betas: train.betas,
-                eps: train.eps,
-                weight_decay: train.weight_decay,
-                step,
-                grad_scale: clip_scale(norm, train.clip),
-            },
-        );
+        let update = Update {
+            lr,
+            betas: train.betas,
+            eps: train.eps,
+            weight_decay: train.weight_decay,
+            step,
+            grad_scale: clip_scale(norm, train.clip),
+        };
+        self.optimizer.step(&mut self.params, update)?;
         let elapsed_s = started.elapsed().as_secs_f64().max(1e-9);
         Ok(Some(StepMetrics {
             step,
@@ -164,6 +179,14 @@ impl Trainer {
             images_seen: step * train.images_per_step() as u64,
             validation: None,
         }))
+    }
+
+    fn options(&self) -> PlanOptions {
+        PlanOptions {
+            backward: true,
+            recompute: self.recompute,
+            ..device::options(&self.config.train)
+        }
     }
 
     /// Prefixes of every micro-batch of the next step; returns the number of patches that will be scored.
@@ -185,7 +208,8 @@ impl Trainer {
         if let Some(set) = &mut self.validation
             && (due(self.config.validation.every_steps, self.done) || last)
         {
-            metrics.validation = Some(set.run(&self.model, self.images, &self.params)?);
+            let options = device::options(&self.config.train);
+            metrics.validation = Some(set.run(&self.model, self.images, &self.params, options)?);
         }
         Ok(metrics)
     }
@@ -240,8 +264,8 @@ impl Trainer {
             self.draw_prefixes();
             self.selections.first().map_or(0, |selection| selection.rows.len())
         };
-        let options = PlanOptions { backward: true, recompute: self.config.train.recompute.into() };
-        let ready = PretrainStep::new(&self.model, self.images, rows, options)?;
+        let device = self.params.device();
+        let ready = PretrainStep::on(&device, &self.model, self.images, rows, self.options())?;
         let flops = aim_tensor::count::flops(ready.session().tape());
         observer.event(Event::Ready {
             step: self.done,

@@ -12,8 +12,9 @@ use aim_model::init::initialize;
 use aim_model::objective::{PrefixRule, PrefixSampler, Selection};
 use aim_model::pretrain::{PretrainModel, Target};
 use aim_model::trunk::{ImageBatch, PixelFormat};
-use aim_tensor::{Parameters, Recompute};
+use aim_tensor::{Device, Parameters};
 
+use super::device::{self, Chosen, DeviceChoice, fit_recompute};
 use super::events::{Event, Observer};
 use super::state;
 use super::validation::ValidationSet;
@@ -40,17 +41,6 @@ pub enum Resume {
     Never,
     /// This checkpoint.
     From(PathBuf),
-}
-
-impl From<config::Recompute> for Recompute {
-    fn from(level: config::Recompute) -> Self {
-        match level {
-            config::Recompute::None => Self::None,
-            config::Recompute::Norms => Self::Norms,
-            config::Recompute::NormsGelu => Self::NormsGelu,
-            config::Recompute::Block => Self::Block,
-        }
-    }
 }
 
 /// Training and validation sources of a configuration. Without a validation source, every n-th image of the first
@@ -98,16 +88,20 @@ impl Trainer {
         resolved: &Resolved,
         run_dir: &Path,
         resume: &Resume,
+        choice: DeviceChoice,
         observer: &mut dyn Observer,
     ) -> Result<Self, TrainError> {
-        let config = resolved.config.clone();
+        let mut config = resolved.config.clone();
         config.validate()?;
-        if config.train.precision == config::Precision::Bf16 {
+        let Chosen { device, precision, note } = choice.open(config.train.precision)?;
+        config.train.precision = precision;
+        if config.train.gelu == config::Gelu::Tanh && device == Device::Cpu {
             return Err(TrainError::Unsupported {
-                what: "train.precision = \"bf16\" on the CPU",
-                instead: "use train.precision = \"fp32\"",
+                what: "train.gelu = \"tanh\" on the CPU",
+                instead: "use train.gelu = \"erf\", which costs nothing more there",
             });
         }
+        observer.event(Event::Device { device: &device, note: note.as_deref() });
         aim_kernels::cpu::pool::set_num_threads(match config.train.threads {
             0 => std::thread::available_parallelism().map_or(1, |n| n.get()),
             threads => threads,
@@ -152,6 +146,13 @@ impl Trainer {
             &run_dir.join("config.toml"),
             resolved.to_toml_with_origins()?.as_bytes(),
         )?;
+        let params = params.to(&device)?;
+        let optimizer = optimizer.to(&params)?;
+        device::prepare(&device)?;
+        if let Some(saved) = found.as_deref().map(state::read_device).transpose()?.flatten() {
+            let warnings = saved.apply(&device);
+            warnings.iter().for_each(|warning| observer.event(Event::DeviceNote(warning)));
+        }
         let metrics = run_dir.join("metrics.jsonl");
         truncate_after(&metrics, done)?;
         let tensorboard = config
@@ -180,8 +181,14 @@ impl Trainer {
             })
             .transpose()?;
         let (rule, tokens) = (prefix_rule(&config), config.model.num_patches());
+        let prefixes = PrefixSampler::new(rule, tokens, config.train.seed);
+        let mut prefix = Vec::new();
+        prefixes.draw(done, 0..config.train.batch_size, &mut prefix);
+        let rows = Selection::next_patch(&prefix, tokens).rows.len();
+        let recompute = fit_recompute(&config.train, &device, &model, images, rows)?;
         Ok(Self {
-            prefixes: PrefixSampler::new(rule, tokens, config.train.seed),
+            prefixes,
+            recompute,
             consumed: loader_state.clone(),
             loader: Loader::new(mixture, options, loader_state)?,
             selections: vec![Selection::default(); config.train.accumulate],
@@ -195,6 +202,7 @@ impl Trainer {
             images,
             step: None,
             batch: Batch::default(),
+            first: done,
             done,
             saved: found.map(|_| done),
             config,

@@ -9,6 +9,7 @@ use aim_tensor::Parameters;
 use aim_tensor::io::safetensors::SafeTensors;
 use serde::{Deserialize, Serialize};
 
+use super::device::DeviceState;
 use crate::checkpoint::{self, CheckpointWriter};
 use crate::config::RunConfig;
 use crate::error::TrainError;
@@ -16,6 +17,8 @@ use crate::optimizer::AdamW;
 
 /// First and second moments are files of their own, under the parameters' names.
 const MOMENTS: [&str; 2] = ["optimizer_exp_avg", "optimizer_exp_avg_sq"];
+/// Choices made for a GPU.
+const DEVICE: &str = "device.json";
 
 /// `trainer.json`: where the run stands.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -54,10 +57,13 @@ pub(super) fn save(
     let mut writer = CheckpointWriter::begin(run_dir, state.step)?;
     writer.json("config.json", &MlAimConfig::of(&config.model))?;
     writer.json("aim.json", &aim)?;
-    writer.tensors("model", &weights::tensors(params))?;
-    let (m, v) = optimizer.moments();
-    for (stem, moments) in MOMENTS.into_iter().zip([m, v]) {
-        writer.tensors(stem, &weights::refs(params.layout(), moments))?;
+    writer.tensors("model", &weights::refs(params.layout(), &params.download()?))?;
+    for (which, stem) in MOMENTS.into_iter().enumerate() {
+        let moments = optimizer.moment(params, which)?;
+        writer.tensors(stem, &weights::refs(params.layout(), &moments))?;
+    }
+    if let Some(device) = DeviceState::of(&params.device()) {
+        writer.json(DEVICE, &device)?;
     }
     writer.json("trainer.json", state)?;
     writer.commit()
@@ -68,7 +74,12 @@ pub(super) fn read_state(dir: &Path) -> Result<TrainerState, TrainError> {
     checkpoint::read_json(dir, "trainer.json")
 }
 
-/// Fills parameters and moments from a checkpoint that was verified.
+/// Reads `device.json` of a checkpoint, if a GPU made it.
+pub(super) fn read_device(dir: &Path) -> Result<Option<DeviceState>, TrainError> {
+    if dir.join(DEVICE).is_file() { checkpoint::read_json(dir, DEVICE).map(Some) } else { Ok(None) }
+}
+
+/// Fills parameters and moments, on the CPU, from a checkpoint that was verified.
 pub(super) fn restore(
     dir: &Path,
     params: &mut Parameters,

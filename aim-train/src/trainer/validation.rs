@@ -87,16 +87,16 @@ impl ValidationSet {
         model: &PretrainModel,
         kind: ImageBatch,
         params: &Parameters,
+        options: PlanOptions,
     ) -> Result<Validation, TrainError> {
         let mut sums = [(0.0, 0); 2];
         for (batch, selections) in self.batches.iter().zip(&self.selections) {
             for ((sum, count), selection) in sums.iter_mut().zip(selections) {
                 let images = ImageBatch { batch: batch.len(), ..kind };
                 let rows = selection.rows.len();
-                let options = PlanOptions::default();
                 let step = match self.step.take() {
                     Some(step) => step.adapted(model, images, rows, options)?,
-                    None => PretrainStep::new(model, images, rows, options)?,
+                    None => PretrainStep::on(&params.device(), model, images, rows, options)?,
                 };
                 let step = self.step.insert(step);
                 *sum += step.forward(params, pixels(&batch.images)?, selection)?;

@@ -1,0 +1,129 @@
+//! The program on a machine without CUDA, and on the emulated device.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+#[path = "../../aim-kernels/emulator/harness.rs"]
+mod harness;
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use aim_tensor::io::safetensors::SafeTensors;
+use common::*;
+
+/// The smallest sizes that the kernels take: a head of 64, 16 tokens.
+const SIZES: &[&str] = &[
+    "model.img_size=16",
+    "model.embed_dim=64",
+    "model.num_heads=1",
+    "model.head_width=64",
+    "model.num_blocks=2",
+    "checkpoint.every_steps=3",
+    "checkpoint.keep=3",
+    "validation.every_steps=4",
+];
+
+fn pretrain_on(device: &str, out: &Path, steps: u32, more: &[&str]) -> Command {
+    let mut command = pretrain(out, steps, &["--data", "synthetic:stripes,n=64,size=16"]);
+    command.args(["--device", device]);
+    SIZES.iter().for_each(|setting| {
+        command.args(["--set", setting]);
+    });
+    command.args(more);
+    command
+}
+
+/// A child that finds the fake libraries; `None` without a compiler.
+fn emulated(mut command: Command) -> Option<Command> {
+    harness::libraries()?;
+    harness::child_env(&mut command, 0);
+    Some(command)
+}
+
+/// A child that finds no driver, wherever the tests run.
+fn without_cuda(mut command: Command) -> Command {
+    // A folder that exists and has no library in it; bare names are the loader's business.
+    command.env("AIM_CUDA_LIB", "/proc/self/fdinfo").env_remove("LD_LIBRARY_PATH");
+    command
+}
+
+#[test]
+fn without_cuda_one_line_says_what_is_missing() {
+    if Path::new("/dev/nvidiactl").exists() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("run");
+    let text = run(&mut without_cuda(pretrain_on("cuda", &out, 2, &[])), 1);
+    let errors: Vec<&str> = text.lines().filter(|line| line.starts_with("error: ")).collect();
+    assert_eq!((errors.len(), text.lines().count()), (1, 1), "{text}");
+    assert!(errors[0].contains("libcuda.so.1"), "{text}");
+    assert!(!out.exists(), "nothing is made before the device is open");
+    // Precision and device must agree before anything is looked for.
+    let bf16 = ["--precision", "bf16"];
+    run(&mut without_cuda(pretrain_on("cpu", &out, 2, &bf16)), 1);
+    run(&mut without_cuda(pretrain_on("cuda", &out, 2, &["--precision", "fp32"])), 1);
+    // `auto` says why it takes the CPU, and trains.
+    let text = run(&mut without_cuda(pretrain_on("auto", &out, 2, &[])), 0);
+    assert!(text.contains("computing on the CPU") && text.contains("libcuda.so.1"), "{text}");
+    assert_eq!(metrics(&out).len(), 2);
+    run(&mut without_cuda(pretrain_on("auto", &dir.path().join("b"), 2, &bf16)), 1);
+}
+
+#[test]
+fn a_resumed_run_on_cuda_has_the_bits_of_one_that_never_stopped() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("run");
+    let Some(mut command) = emulated(pretrain_on("cuda", &out, 8, &[])) else { return };
+    let text = run(&mut command, 0);
+    assert!(text.contains("CPU emulator"), "{text}");
+    // Products chose their algorithms by measurement: the choice is kept, and it decides the last bits.
+    let names = listing(&out.join("checkpoints/step-00000003"));
+    assert!(names.iter().any(|name| name == "device.json"), "{names:?}");
+    let last = out.join("checkpoints/step-00000008/model.safetensors");
+    let (expected, weights) = (metrics(&out), fs::read(&last).unwrap());
+
+    for step in ["step-00000006", "step-00000008"] {
+        fs::remove_dir_all(out.join("checkpoints").join(step)).unwrap();
+    }
+    let text = run(&mut emulated(pretrain_on("cuda", &out, 8, &[])).unwrap(), 0);
+    assert!(text.contains("(step 3)"), "{text}");
+    assert_same_metrics(&out, &expected);
+    assert_eq!(fs::read(&last).unwrap(), weights);
+
+    // The same configuration on the CPU is another run: precision is part of it.
+    refused(&mut pretrain_on("cpu", &out, 8, &[]), 1, &["train.precision", "bf16", "fp32"]);
+}
+
+#[test]
+fn features_on_cuda_are_those_of_the_cpu_up_to_rounding() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("run");
+    let Some(mut command) = emulated(pretrain_on("cuda", &out, 3, &[])) else { return };
+    run(&mut command, 0);
+    let features = |device: &str| {
+        let file = dir.path().join(format!("{device}.safetensors"));
+        let mut command = aim();
+        command.args(["features", "--data", "synthetic:stripes,n=6,size=16", "--layers", "0,1"]);
+        command.args(["--device", device, "--checkpoint"]).arg(&out).arg("--out").arg(&file);
+        run(&mut emulated(command).unwrap(), 0);
+        SafeTensors::open(&file).unwrap().tensor("block_1").unwrap().to_f32().unwrap()
+    };
+    let (found, expected) = (features("cuda"), features("cpu"));
+    let norm = |values: &mut dyn Iterator<Item = f32>| -> f64 {
+        values.map(|v| f64::from(v).powi(2)).sum::<f64>().sqrt()
+    };
+    let off = norm(&mut found.iter().zip(&expected).map(|(a, b)| a - b))
+        / norm(&mut expected.iter().copied());
+    assert!(off < 1e-2 && off > 0.0, "{off}");
+}
+
+#[test]
+fn what_no_kernel_does_is_said_before_anything_runs() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("run");
+    let narrow = ["--set", "model.num_heads=2"];
+    let Some(mut command) = emulated(pretrain_on("cuda", &out, 2, &narrow)) else { return };
+    refused(&mut command, 1, &["64 or 128", "32"]);
+}
