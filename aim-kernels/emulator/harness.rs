@@ -20,7 +20,7 @@ use std::fs::{self, File};
 use std::hash::{Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::OnceLock;
+use std::sync::{Once, OnceLock};
 use std::time::SystemTime;
 
 use aim_kernels::cuda::sources;
@@ -300,7 +300,8 @@ impl Compiler {
         let reason =
             format!("the CUDA emulator needs a C++ compiler, and none of {candidates:?} runs");
         assert!(std::env::var_os("CI").is_none(), "{reason}");
-        eprintln!("skipped: {reason}");
+        static SAY: Once = Once::new();
+        SAY.call_once(|| eprintln!("skipped: {reason}"));
         None
     }
 
