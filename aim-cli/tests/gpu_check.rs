@@ -9,6 +9,7 @@ mod harness;
 use std::process::Output;
 use std::time::Instant;
 
+use aim_tensor::io::npy;
 use common::*;
 use serde_json::Value;
 
@@ -26,7 +27,15 @@ fn everything_passes_on_the_emulator() {
     let start = Instant::now();
     let dir = tempfile::tempdir().unwrap();
     let mut command = aim();
-    command.args(["gpu-check", "--quick", "--only", "seam,kernels,training", "--out"]);
+    command.args([
+        "gpu-check",
+        "--quick",
+        "--only",
+        "seam,kernels,training",
+        "--seed",
+        "1",
+        "--out",
+    ]);
     // Copies at once, and the order of threads that finds most.
     harness::child_env(command.arg(dir.path()), 4);
     let output = command.output().unwrap();
@@ -42,6 +51,31 @@ fn everything_passes_on_the_emulator() {
     let units: Vec<_> = report["parts"].as_array().unwrap().iter().map(|p| &p["unit"]).collect();
     assert!(units.contains(&&"seam/seam".into()) && units.contains(&&"training/resume".into()));
     assert_eq!(listing(dir.path()), ["gpu_check.json"], "nothing is left behind");
+}
+
+#[test]
+fn every_measurement_runs() {
+    let Some(_) = harness::libraries() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let mut command = aim();
+    command.args(["gpu-check", "--quick", "--only", "bench", "--preset", "aim-nano", "--out"]);
+    harness::child_env(command.arg(dir.path()).args(["--batch", "2", "--seed", "1"]), 0);
+    let output = command.output().unwrap();
+    let (text, errors) = (stdout(&output), stderr(&output));
+    assert_eq!(output.status.code(), Some(0), "{text}\n{errors}");
+    for row in ["copy of", "adamw", "prefix_attention/backward", "qkv/backward_weight", "aim-nano"]
+    {
+        assert!(text.lines().any(|line| line.starts_with(row)), "{row}: {text}");
+    }
+    let report = json(&dir.path().join("gpu_check.json"));
+    let records = report["records"].as_array().unwrap();
+    let step = records.iter().find(|record| record["kind"] == "step").unwrap();
+    assert!(step["all_rows_flops"].as_f64() > step["flops"].as_f64() && step["batch"] == 2);
+    let qkv = npy::read(dir.path().join("attention-aim-nano-qkv.npy")).unwrap();
+    assert_eq!(qkv.shape, [2, 64, 3, 3, 64]);
+    let npy::NpyData::I64(words) = qkv.data else { panic!("floats") };
+    let zeros = words.iter().filter(|word| **word & 0x7fff == 0).count();
+    assert!(zeros < words.len() / 100, "{zeros} zeros");
 }
 
 #[test]
@@ -68,10 +102,21 @@ fn a_wrong_kernel_is_named_and_the_rest_is_done() {
     assert!(text.contains("FAILED gelu: "), "{text}");
     assert!(text.contains("FAILED kernels/cast: "), "{text}");
     // Units behind the fault are done by another process.
-    let fine = |name: &str| {
-        text.lines().any(|line| line.starts_with(name) && line.contains(" 0  "))
-    };
+    let fine =
+        |name: &str| text.lines().any(|line| line.starts_with(name) && line.contains(" 0  "));
     assert!(fine("layer_norm") && fine("prefix_attention") && fine("adamw"), "{text}");
+}
+
+#[test]
+fn a_device_that_does_not_open_is_one_failure() {
+    let Some(_) = harness::libraries() else { return };
+    let mut command = aim();
+    harness::child_env(command.args(["gpu-check", "--only", "seam,kernels"]), 0);
+    let output = command.env("AIM_CUBIN", "/nonexistent/kernels.cubin").output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let text = stdout(&output);
+    assert!(text.contains("FAILED opening the device: "), "{text}");
+    assert!(text.contains("/nonexistent/kernels.cubin") && text.contains("0 of 1 "), "{text}");
 }
 
 #[test]

@@ -181,19 +181,15 @@ pub(crate) fn run(args: &GpuCheck, quiet: bool) -> Result<()> {
                 error.as_ref().map_or_else(String::new, |error| format!("  FAILED: {error}"));
             note(quiet, &format!("{unit}  {seconds:.1} s{error}"));
         }
+        let over = matches!(line, Line::End { .. });
         report.hear(line);
-        // After every line that matters: whoever ends this early keeps what there is.
-        file.as_ref().map_or(Ok(()), |file| report.write(file))
+        // Whoever ends this early keeps what there is.
+        file.as_ref().filter(|_| over).map_or(Ok(()), |file| report.write(file))
     })?;
     stdout::print(&report.text())?;
-    let failures = report.failures();
-    if failures.is_empty() {
+    let failures = report.failures().len();
+    if failures == 0 {
         return Ok(());
     }
-    bail!(
-        "{} of {} checks and parts failed: {}",
-        failures.len(),
-        report.judged(),
-        failures.join("; ")
-    )
+    bail!("{failures} of {} checks and parts failed", report.judged())
 }

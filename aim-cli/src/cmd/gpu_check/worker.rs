@@ -109,9 +109,10 @@ fn follow(
         match serde_json::from_str::<Line>(&text) {
             Ok(Line::Begin { unit: begun }) => (unit, since) = (Some(begun), Instant::now()),
             Ok(Line::Fatal { error }) => {
-                for unit in left.drain(..) {
-                    hear(Line::End { unit, seconds: 0.0, error: Some(error.clone()) })?;
-                }
+                // Another process would get no further.
+                left.clear();
+                let unit = "opening the device".to_owned();
+                hear(Line::End { unit, seconds: 0.0, error: Some(error) })?;
             }
             Ok(line) => {
                 if let Line::End { unit: done, .. } = &line {
