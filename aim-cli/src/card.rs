@@ -48,7 +48,10 @@ mod tests {
     #[test]
     fn names_and_sizes() {
         assert_eq!(parse("h200").unwrap().memory, 139 * GIB);
-        assert_eq!(parse("48").unwrap(), Card { name: "48 GiB".into(), memory: 48 * GIB, peak: None });
+        assert_eq!(
+            parse("48").unwrap(),
+            Card { name: "48 GiB".into(), memory: 48 * GIB, peak: None }
+        );
         assert!(parse("h300").unwrap_err().contains("H200") && parse("0").is_err());
     }
 }

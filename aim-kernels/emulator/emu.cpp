@@ -29,6 +29,7 @@ static void emulator_switch(void** from, void* to) {
 
 namespace emu {
 State state;
+Places places;
 
 // ---- kernels ------------------------------------------------------------------------------
 static std::vector<Kernel>& table() { static std::vector<Kernel> t; return t; }
@@ -113,7 +114,7 @@ static void leave() {
   go(&me.stack_pointer, me.index);
 }
 
-static void describe(FILE* to) {
+void describe(FILE* to) {
   fprintf(to, "emulator: kernel %s, block (%u, %u, %u) of (%u, %u, %u)", kernel->name, state.block.x, state.block.y,
           state.block.z, state.grid.x, state.grid.y, state.grid.z);
   Dim t = state.thread->id;
@@ -182,6 +183,7 @@ static bool in_shared(const void* p, size_t bytes) {
 }
 
 // ---- what threads do together -------------------------------------------------------------
+// Stricter than the machine, which lets threads that ended count as arrived: they do not, and a barrier is one line.
 static void meet_all() {
   for (unsigned w = 0; w * 32 < threads; w++) watch_segment(w, warps[w].size, counts(*kernel));
 }
@@ -193,8 +195,9 @@ void sync_block(int line) {
   if (WATCHES) { meet_all(); watch_barrier(); }
   for (unsigned i = 0; i < threads; i++) {
     if (fibers[i].line != line)
-      fail(LAUNCH_FAILED, "divergent barrier: this thread is at the __syncthreads of line %d, thread %u at that of line %d",
-           line, i, fibers[i].line);
+      fail(LAUNCH_FAILED,
+           "divergent barrier: this thread is at the __syncthreads of line %d, thread %u at that of line %d", line, i,
+           fibers[i].line);
     fibers[i].where = Fiber::RUNS;
     set_ready(i);
   }
@@ -292,11 +295,13 @@ static void run_op(Op op, Fiber* lanes, unsigned size) {
   if (op == Op::Shuffle) {
     unsigned char values[32][8];
     for (unsigned i = 0; i < size; i++) {
-      if (lanes[i].bytes > 8 || lanes[i].bytes != lanes[0].bytes) fail(LAUNCH_FAILED, "shuffle of values of several types");
+      if (lanes[i].bytes > 8 || lanes[i].bytes != lanes[0].bytes)
+        fail(LAUNCH_FAILED, "shuffle of values of several types");
       memcpy(values[i], lanes[i].out, lanes[i].bytes);
     }
     for (unsigned i = 0; i < size; i++) {
-      if ((unsigned)lanes[i].from >= size) fail(LAUNCH_FAILED, "shuffle: lane %u asks for lane %d of %u", i, lanes[i].from, size);
+      if ((unsigned)lanes[i].from >= size)
+        fail(LAUNCH_FAILED, "shuffle: lane %u asks for lane %d of %u", i, lanes[i].from, size);
       memcpy(lanes[i].out, values[lanes[i].from], lanes[i].bytes);
     }
     return;
@@ -310,7 +315,8 @@ static void land(const Copy& c) {
   if (c.valid) memcpy(c.to, c.from, 16); else memset(c.to, 0, 16);
 }
 void copy_async(void* to, const void* from, bool valid) {
-  if ((uintptr_t)to % 16 || (valid && (uintptr_t)from % 16)) fail(MISALIGNED_ADDRESS, "cp.async: an address is not at 16 bytes");
+  if ((uintptr_t)to % 16 || (valid && (uintptr_t)from % 16))
+    fail(MISALIGNED_ADDRESS, "cp.async: an address is not at 16 bytes");
   if (!in_shared(to, 16)) fail(ILLEGAL_ADDRESS, "cp.async: the target is outside shared memory");
   Fiber& me = self();
   Copy c{to, from, me.group, valid};
@@ -371,8 +377,11 @@ static void deadlock() {
   state.thread = &fibers[first_block ? first_block->index : first_warp->index];
   describe(stderr);
   fprintf(stderr, "deadlock (divergent barrier): of %u threads %u ended", threads, done);
-  if (block) fprintf(stderr, ", %u wait at __syncthreads (thread %u in line %d)", block, first_block->index, first_block->line);
-  if (warp) fprintf(stderr, ", %u wait for their warp (thread %u at %s)", warp, first_warp->index, OP_NAMES[(int)first_warp->op]);
+  if (block)
+    fprintf(stderr, ", %u wait at __syncthreads (thread %u in line %d)", block, first_block->index, first_block->line);
+  if (warp)
+    fprintf(stderr, ", %u wait for their warp (thread %u at %s)", warp, first_warp->index,
+            OP_NAMES[(int)first_warp->op]);
   fputc('\n', stderr);
   failure = LAUNCH_FAILED;
 }
@@ -387,7 +396,7 @@ static void run_block() {
   alive = threads; at_barrier = 0;
   for (unsigned i = 0; i < threads; i++) start(i);
   for (unsigned w = 0; w * 32 < threads; w++) warps[w] = {threads - w * 32 < 32 ? threads - w * 32 : 32, 0};
-  if (WATCHES) { places = whereabouts(); watch_block(); }
+  if (WATCHES) watch_block();
   go(&home, threads - 1);
   if (failure) return;
   if (alive) { deadlock(); return; }
@@ -403,15 +412,16 @@ static void run_block() {
     }
 }
 
-static void catch_signals();
-
 // Parameters lie in memory of their own, which is no device memory but may be read.
 static void** parameters(const Kernel& what, void** args) {
   static u64 space[512];
   static void* places[64];
   size_t at = 0;
   for (unsigned i = 0; i < what.arguments; i++) {
-    if (i >= 64 || at + (what.sizes[i] + 7) / 8 > 512) { fprintf(stderr, "emulator: %s has too many arguments\n", what.name); abort(); }
+    if (i >= 64 || at + (what.sizes[i] + 7) / 8 > 512) {
+      fprintf(stderr, "emulator: %s has too many arguments\n", what.name);
+      abort();
+    }
     places[i] = memcpy(space + at, args[i], what.sizes[i]);
     at += (what.sizes[i] + 7) / 8;
   }
@@ -444,7 +454,8 @@ int launch(const Kernel& what, Dim grid, Dim block, size_t shared, void** args, 
   stack_t handlers{}, others;
   handlers.ss_sp = handler_stack; handlers.ss_size = sizeof handler_stack;
   sigaltstack(&handlers, &others);
-  if (WATCHES) { places = whereabouts(); watch_launch(); }
+  places = whereabouts();
+  if (WATCHES) watch_launch();
   runs = true;
   for (u64 i = 0; i < blocks && !failure; i++) {
     u64 b = order == 2 ? blocks - 1 - i : i;
@@ -455,41 +466,5 @@ int launch(const Kernel& what, Dim grid, Dim block, size_t shared, void** args, 
   sigaltstack(&others, nullptr);
   if (!failure && overrun(what.name)) failure = ILLEGAL_ADDRESS;
   return failure;
-}
-
-// ---- wild accesses ------------------------------------------------------------------------
-// Says where a fault happened, then lets the signal end the process.
-static struct sigaction before[NSIG];
-static void on_signal(int number, siginfo_t* info, void* context) {
-  if (!runs) {
-    const struct sigaction& old = before[number];
-    if (old.sa_flags & SA_SIGINFO) { old.sa_sigaction(number, info, context); return; }
-    if (old.sa_handler != SIG_DFL && old.sa_handler != SIG_IGN) { old.sa_handler(number); return; }
-    signal(number, SIG_DFL);
-    return;
-  }
-  describe(stderr);
-  auto address = (uintptr_t)info->si_addr;
-  if (number == SIGILL || number == SIGTRAP) {
-    fprintf(stderr, "an access that is not aligned as its type asks\n");
-  } else {
-    fprintf(stderr, "access to %p", info->si_addr);
-    if (address - (uintptr_t)stacks < MOST_THREADS * STACK) fprintf(stderr, ", the end of a thread's stack");
-    else if (address + PAGE - (uintptr_t)window < WINDOW + 2 * PAGE)
-      fprintf(stderr, ", byte %td of %zu of dynamic shared memory", (unsigned char*)address - state.shared, shared_bytes);
-    else if (auto a = allocation_near(address))
-      fprintf(stderr, ", byte %td of the nearest allocation's %zu", (ptrdiff_t)(address - a->start), a->bytes);
-    fputc('\n', stderr);
-  }
-  signal(number, SIG_DFL);  // the access is tried again and ends the process
-}
-static void catch_signals() {
-  static bool installed;
-  if (installed) return;
-  installed = true;
-  struct sigaction action{};
-  action.sa_sigaction = on_signal;
-  action.sa_flags = SA_SIGINFO | SA_ONSTACK;
-  for (int number : {SIGSEGV, SIGBUS, SIGILL, SIGTRAP}) sigaction(number, &action, &before[number]);
 }
 }  // namespace emu

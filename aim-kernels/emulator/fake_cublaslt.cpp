@@ -1,7 +1,7 @@
-// fake_cublaslt.cpp: cuBLASLt on the CPU. Column-major D = epilogue(alpha op(A) op(B) + beta C), batched by strides; A and
-// B both bf16 or both f32, C and D bf16 or f32, sums in f32, in as many orders as there are algorithms. An algorithm that
-// was proposed for matrices at 16 bytes refuses others, and nothing is fused where a bf16 matrix is not at 16 bytes or its
-// leading dimension is no multiple of 8. Work goes through the fake driver's streams.
+// fake_cublaslt.cpp: cuBLASLt on the CPU. Column-major D = epilogue(alpha op(A) op(B) + beta C), batched by strides; A
+// and B both bf16 or both f32, C and D bf16 or f32, sums in f32, in as many orders as there are algorithms. An
+// algorithm that was proposed for matrices at 16 bytes refuses others, and no GELU is fused where a bf16 matrix is not
+// at 16 bytes or its leading dimension is no multiple of 8. Work goes through the fake driver's streams.
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -57,16 +57,19 @@ constexpr size_t MR = 16, NR = 6;            // a tile of D: two vectors by six 
 static_assert(sizeof(V) == MR / 2 * sizeof(float));
 
 // Rows [0, k) of `step` neighbouring rows or columns each, zero behind the edge: out[panel][x][step].
-static void pack(std::vector<float>& out, const void* p, int type, size_t lines, size_t k, int64_t ld, bool lines_near, size_t step) {
+static void pack(std::vector<float>& out, const void* p, int type, size_t lines, size_t k, int64_t ld,
+                 bool lines_near, size_t step) {
   size_t panels = (lines + step - 1) / step;
   out.assign(panels * k * step + MR, 0.f);
   for (size_t l = 0; l < panels; l++) {
     float* to = out.data() + l * k * step;
     size_t n = lines - l * step < step ? lines - l * step : step;
     if (lines_near)
-      for (size_t x = 0; x < k; x++) for (size_t i = 0; i < n; i++) to[x * step + i] = get(p, type, x * ld + l * step + i);
+      for (size_t x = 0; x < k; x++)
+        for (size_t i = 0; i < n; i++) to[x * step + i] = get(p, type, x * ld + l * step + i);
     else
-      for (size_t i = 0; i < n; i++) for (size_t x = 0; x < k; x++) to[x * step + i] = get(p, type, (l * step + i) * ld + x);
+      for (size_t i = 0; i < n; i++)
+        for (size_t x = 0; x < k; x++) to[x * step + i] = get(p, type, (l * step + i) * ld + x);
   }
 }
 // sum[column][row] += a[x][row] b[x][column] over x.
@@ -116,7 +119,8 @@ static void run(const Job& job) {
         for (size_t x = 0; x < k; x += run)
           tile(sum, a.data() + i * k + x * MR, b.data() + j * k + x * NR, k - x < run ? k - x : run);
         for (size_t jj = 0; jj < NR && j + jj < n; jj++)
-          for (size_t ii = 0; ii < MR && i + ii < m; ii++) epilogue(job, batch, i + ii, j + jj, sum[jj][ii / 8][ii % 8]);
+          for (size_t ii = 0; ii < MR && i + ii < m; ii++)
+            epilogue(job, batch, i + ii, j + jj, sum[jj][ii / 8][ii % 8]);
       }
   }
 }
@@ -125,7 +129,8 @@ static void run(const Job& job) {
 static bool says(const char* what) { fprintf(stderr, "emulator: cuBLASLt: %s\n", what); return false; }
 static Status shapes(const Desc& e, const Layout& a, const Layout& b, const Layout& c, const Layout& d) {
   uint64_t m = e.trans_a ? a.cols : a.rows, k = e.trans_a ? a.rows : a.cols, n = e.trans_b ? b.rows : b.cols;
-  if (m != d.rows || n != d.cols || k != (e.trans_b ? b.cols : b.rows) || c.rows != d.rows || c.cols != d.cols) return INVALID;
+  if (m != d.rows || n != d.cols || k != (e.trans_b ? b.cols : b.rows)) return INVALID;
+  if (c.rows != d.rows || c.cols != d.cols) return INVALID;
   if (!m || !n || !k) return INVALID;
   for (auto l : {&a, &b, &c, &d}) {
     if (l->ld < (int64_t)l->rows || l->batch != d.batch) return INVALID;
@@ -134,7 +139,8 @@ static Status shapes(const Desc& e, const Layout& a, const Layout& b, const Layo
   }
   if (a.type != b.type || c.type != d.type || (a.type == F32 && d.type == BF16)) return UNSUPPORTED;
   // f32 sums and scales; 74, 75 and 77 let f32 operands be rounded.
-  if ((e.compute != 68 && e.compute != 69 && e.compute != 75 && e.compute != 77) || e.scale != F32 || e.pointers || e.trans_c) return UNSUPPORTED;
+  if (e.compute != 68 && e.compute != 69 && e.compute != 75 && e.compute != 77) return UNSUPPORTED;
+  if (e.scale != F32 || e.pointers || e.trans_c) return UNSUPPORTED;
   if (e.compute >= 75 && a.type == BF16) return UNSUPPORTED;
   switch (e.epilogue) {
     case DEFAULT: case BIAS: case GELU: case GELU_BIAS: break;
@@ -174,8 +180,10 @@ static bool operands(const Job& job) {
   size_t out = width(job.d.type);
   bool ok = there("A", job.A, span(job.a)) && there("B", job.B, span(job.b)) && there("D", job.D, span(job.d));
   if (job.beta != 0) ok = ok && there("C", job.C, span(job.c));
-  if (e.epilogue & BIAS) ok = ok && there("the bias", e.bias, job.d.rows * (e.bias_type < 0 ? out : width(e.bias_type)));
-  if (e.epilogue & 128) ok = ok && there("the auxiliary matrix", e.aux, ((job.d.cols - 1) * e.aux_ld + job.d.rows) * out);
+  size_t bias = e.bias_type < 0 ? out : width(e.bias_type);
+  if (e.epilogue & BIAS) ok = ok && there("the bias", e.bias, job.d.rows * bias);
+  size_t aux = ((job.d.cols - 1) * e.aux_ld + job.d.rows) * out;
+  if (e.epilogue & 128) ok = ok && there("the auxiliary matrix", e.aux, aux);
   if (ok && !(apart(job.D, job.d, job.A, job.a) && apart(job.D, job.d, job.B, job.b))) ok = says("D overlaps A or B");
   if (ok && job.beta != 0 && job.C != job.D && !apart(job.D, job.d, job.C, job.c)) ok = says("D overlaps C in part");
   if (ok && job.beta != 0 && job.C == job.D && job.c.ld != job.d.ld) ok = says("C is D with another leading dimension");
@@ -184,7 +192,8 @@ static bool operands(const Job& job) {
 static bool aligned(const void* p, int type, uint64_t to) { return type != BF16 || (uintptr_t)p % to == 0; }
 // Bytes, up to 16, that all starts of columns are multiples of if the matrix starts at a multiple of `start`.
 static uint64_t alignment(const Layout& l, uint64_t start) {
-  for (uint64_t unit = 16; unit > 2; unit /= 2) if (start % unit == 0 && l.ld * 2 % unit == 0 && l.stride * 2 % unit == 0) return unit;
+  for (uint64_t unit = 16; unit > 2; unit /= 2)
+    if (start % unit == 0 && l.ld * 2 % unit == 0 && l.stride * 2 % unit == 0) return unit;
   return 2;
 }
 
@@ -196,7 +205,10 @@ template <class T> static Status take(T& to, const void* from, size_t bytes) {
 
 extern "C" {
 size_t cublasLtGetVersion() { return 130000; }
-Status cublasLtCreate(void** h) { *h = (void*)MAGIC; return driver("aim_emulator_enqueue") ? SUCCESS : NOT_INITIALIZED; }
+Status cublasLtCreate(void** h) {
+  *h = (void*)MAGIC;
+  return driver("aim_emulator_enqueue") ? SUCCESS : NOT_INITIALIZED;
+}
 Status cublasLtDestroy(void*) { return SUCCESS; }
 const char* cublasLtGetStatusName(Status s) {
   return s == SUCCESS ? "CUBLAS_STATUS_SUCCESS" : s == INVALID ? "CUBLAS_STATUS_INVALID_VALUE"
@@ -258,8 +270,8 @@ static Found result(int algorithm, const Layout& d, uint64_t alignment) {
   found.waves = 0.5f;
   return found;
 }
-Status cublasLtMatmulAlgoGetHeuristic(void*, const Desc* e, const Layout* a, const Layout* b, const Layout* c, const Layout* d,
-                                      const Preference* p, int asked, Found* results, int* found) {
+Status cublasLtMatmulAlgoGetHeuristic(void*, const Desc* e, const Layout* a, const Layout* b, const Layout* c,
+                                      const Layout* d, const Preference* p, int asked, Found* results, int* found) {
   *found = 0;
   if (asked < 1 || !results) return INVALID;
   Status s = shapes(*e, *a, *b, *c, *d);
@@ -267,7 +279,8 @@ Status cublasLtMatmulAlgoGetHeuristic(void*, const Desc* e, const Layout* a, con
   const Layout* all[4] = {a, b, c, d};
   uint64_t least = 16;
   for (int i = 0; i < 4; i++)
-    if (all[i]->type == BF16 && alignment(*all[i], p->alignment[i]) < least) least = alignment(*all[i], p->alignment[i]);
+    if (all[i]->type == BF16 && alignment(*all[i], p->alignment[i]) < least)
+      least = alignment(*all[i], p->alignment[i]);
   if (least < 16 && e->epilogue & ~(DEFAULT | BIAS)) return UNSUPPORTED;
   for (int algorithm : {1, 0, 2, 3}) {
     if (least < 16 && algorithm > 1) break;
@@ -284,9 +297,9 @@ Status cublasLtMatmulAlgoCheck(void*, const Desc* e, const Layout* a, const Layo
   *out = result(algo->data[0], *d, algo->data[2]);
   return SUCCESS;
 }
-Status cublasLtMatmul(void* handle, const Desc* e, const void* alpha, const void* A, const Layout* a, const void* B, const Layout* b,
-                      const void* beta, const void* C, const Layout* c, void* D, const Layout* d, const Algo* algo,
-                      void* workspace, size_t workspace_bytes, void* stream) {
+Status cublasLtMatmul(void* handle, const Desc* e, const void* alpha, const void* A, const Layout* a, const void* B,
+                      const Layout* b, const void* beta, const void* C, const Layout* c, void* D, const Layout* d,
+                      const Algo* algo, void* workspace, size_t workspace_bytes, void* stream) {
   if (handle != (void*)MAGIC) return NOT_INITIALIZED;
   Status s = shapes(*e, *a, *b, *c, *d);
   if (s) return s;
@@ -297,7 +310,8 @@ Status cublasLtMatmul(void* handle, const Desc* e, const void* alpha, const void
     job.algorithm = algo->data[0];
     job.workspace_bytes = workspace_of(job.algorithm, *d);
     if (job.workspace_bytes > workspace_bytes) return INVALID;
-    if (job.workspace_bytes && ((uintptr_t)workspace % 256 || !there("the workspace", workspace, workspace_bytes))) return INVALID;
+    if (job.workspace_bytes && (uintptr_t)workspace % 256) return INVALID;
+    if (job.workspace_bytes && !there("the workspace", workspace, workspace_bytes)) return INVALID;
   }
   if (!aligned(A, a->type, to) || !aligned(B, b->type, to) || !aligned(D, d->type, to)) return UNSUPPORTED;
   if (job.beta != 0 && !aligned(C, c->type, to)) return UNSUPPORTED;

@@ -1,10 +1,11 @@
 // fake_cuda.cpp: a CUDA driver whose device is the emulator. It has what cudarc and this workspace ask of libcuda.
 //
-// AIM_EMULATOR_SCHEDULE=0..5   the order of threads (see host.h). Below 3 everything asynchronous also happens as late as
-//                              it may: work on a stream when somebody waits for it. From 3 on it happens at once. A
-//                              program that forgets to wait gives other results in the two.
-// AIM_EMULATOR_MEMORY=BYTES    memory of the device, 2 GiB otherwise
-// AIM_EMULATOR_REPORT=FILE     at the end: a line a kernel with launches, blocks, conflicts of ldmatrix, of plain accesses
+// AIM_EMULATOR_SCHEDULE=0..5  the order of threads (see host.h). Below 3 everything asynchronous also happens as late
+//                             as it may: work on a stream when somebody waits for it. From 3 on it happens at once. A
+//                             program that forgets to wait gives other results in the two.
+// AIM_EMULATOR_MEMORY=BYTES   memory of the device, 2 GiB otherwise
+// AIM_EMULATOR_REPORT=FILE    at the end a line a kernel: launches, blocks, bank conflicts of ldmatrix and of plain
+//                             accesses
 #include "host.h"
 #include <chrono>
 #include <cstdio>
@@ -49,7 +50,8 @@ static struct Current {
 static int context;                      // its address is the context
 
 static size_t total() {
-  static const size_t bytes = [] { auto s = getenv("AIM_EMULATOR_MEMORY"); return s ? strtoull(s, nullptr, 10) : 2ull << 30; }();
+  static const char* asked = getenv("AIM_EMULATOR_MEMORY");
+  static const size_t bytes = asked ? strtoull(asked, nullptr, 10) : 2ull << 30;
   return bytes;
 }
 static int schedule() {
@@ -207,9 +209,16 @@ static Result release(Pointer p) {
   return OK;
 }
 Result cuMemFree_v2(Pointer p) { LOCKED; drain_all(); Result r = release(p); return broken ? broken : r; }
-Result cuMemAllocAsync(Pointer* p, size_t bytes, void* stream) { LOCKED; return known(stream) ? cuMemAlloc_v2(p, bytes) : INVALID_HANDLE; }
+Result cuMemAllocAsync(Pointer* p, size_t bytes, void* stream) {
+  LOCKED;
+  return known(stream) ? cuMemAlloc_v2(p, bytes) : INVALID_HANDLE;
+}
 Result cuMemFreeAsync(Pointer p, void* stream) { LOCKED; return enqueue(stream, [=] { release(p); }); }
-Result cuMemGetInfo_v2(size_t* free, size_t* all) { LOCKED; *all = total(); *free = total() - used; return current ? OK : INVALID_CONTEXT; }
+Result cuMemGetInfo_v2(size_t* free, size_t* all) {
+  LOCKED;
+  *all = total(); *free = total() - used;
+  return current ? OK : INVALID_CONTEXT;
+}
 
 Result cuMemHostAlloc(void** p, size_t bytes, unsigned) {
   LOCKED;
@@ -238,7 +247,10 @@ static Result set(Pointer p, size_t bytes, void* stream, std::function<void()> w
   if (!inside(p, bytes)) return INVALID_VALUE;
   return enqueue(stream, std::move(work));
 }
-Result cuMemsetD8Async(Pointer p, unsigned char v, size_t n, void* stream) { LOCKED; return set(p, n, stream, [=] { memset((void*)p, v, n); }); }
+Result cuMemsetD8Async(Pointer p, unsigned char v, size_t n, void* stream) {
+  LOCKED;
+  return set(p, n, stream, [=] { memset((void*)p, v, n); });
+}
 Result cuMemsetD32Async(Pointer p, unsigned v, size_t n, void* stream) {
   LOCKED;
   return set(p, n * 4, stream, [=] { for (size_t i = 0; i < n; i++) ((unsigned*)p)[i] = v; });
@@ -312,7 +324,10 @@ Result cuStreamWaitEvent(void* handle, void* event, unsigned) {
   if (!record) return OK;                 // never recorded
   return enqueue(handle, [=] { finish(record.get()); });
 }
-Result cuLaunchHostFunc(void* handle, void (*f)(void*), void* data) { LOCKED; return enqueue(handle, [=] { f(data); }); }
+Result cuLaunchHostFunc(void* handle, void (*f)(void*), void* data) {
+  LOCKED;
+  return enqueue(handle, [=] { f(data); });
+}
 Result cuEventCreate(void** e, unsigned flags) { *e = new Event{nullptr, !(flags & 2)}; return OK; }
 Result cuEventDestroy_v2(void* e) { LOCKED; delete (Event*)e; return OK; }
 Result cuEventRecord(void* e, void* handle) {
@@ -383,14 +398,15 @@ Result cuOccupancyMaxActiveBlocksPerMultiprocessor(int* n, void*, int threads, s
 Result cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int* n, void* f, int threads, size_t shared, unsigned) {
   return cuOccupancyMaxActiveBlocksPerMultiprocessor(n, f, threads, shared);
 }
-Result cuLaunchKernel(void* f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, unsigned shared,
-                      void* stream, void** args, void** extra) {
+Result cuLaunchKernel(void* f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
+                      unsigned shared, void* stream, void** args, void** extra) {
   LOCKED;
   auto function = (Function*)f;
   const emu::Kernel& kernel = *function->kernel;
   if (!current) return INVALID_CONTEXT;
   if (extra || !gx || !gy || !gz || gx > 2147483647u || gy > 65535 || gz > 65535) return INVALID_VALUE;
-  if (!bx || !by || !bz || bx > 1024 || by > 1024 || bz > 64 || (unsigned long long)bx * by * bz > 1024) return INVALID_VALUE;
+  if (!bx || !by || !bz || bx > 1024 || by > 1024 || bz > 64) return INVALID_VALUE;
+  if (bx * by * bz > 1024) return INVALID_VALUE;
   if (shared > function->dynamic_shared) return INVALID_VALUE;   // above 48 KiB a kernel must have been allowed it
   if (kernel.most_threads && bx * by * bz > kernel.most_threads) return LAUNCH_OUT_OF_RESOURCES;
   // The caller's arguments live until the call returns.

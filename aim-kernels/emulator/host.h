@@ -1,6 +1,7 @@
 // host.h: what the fake driver asks of the emulator.
 #pragma once
 #include "prim.cuh"
+#include <cstdio>
 #include <string>
 #include <vector>
 
@@ -22,8 +23,9 @@ struct Counts {
 const Kernel* find(const char* name);
 Counts& counts(const Kernel& kernel);
 const std::vector<Kernel>& kernels();
-// Runs a kernel to its end: 0, or an error code after its message went to stderr. Schedules 0, 1, 2: threads take turns,
-// the lowest runs ahead, the highest does; copies land at the last moment. 3, 4, 5: the same, copies land at once.
+// Runs a kernel to its end: 0, or an error code after its message went to stderr. Schedules 0, 1, 2: threads take
+// turns, the lowest runs ahead, the highest does (and the last block comes first); copies land at the last moment.
+// 3, 4, 5: the same, copies land at once.
 int launch(const Kernel& kernel, Dim grid, Dim threads, size_t shared, void** arguments, int schedule);
 
 // Device memory.
@@ -33,17 +35,23 @@ const Allocation* allocation_near(uintptr_t address);
 // Ends the launch that runs with an error and a message.
 [[noreturn]] void fail(int code, const char* format, ...) __attribute__((format(printf, 2, 3)));
 bool running();
+// The kernel, block and thread that run.
+void describe(FILE* to);
+// Says where a wild access happened before it ends the process.
+void catch_signals();
 // Whether a kernel wrote behind an allocation where no page guards it; says so.
 bool overrun(const char* kernel);
 
-// From emu.cpp to watch.cpp, which is part of the watching build only.
+// Of stacks, the window of shared memory, what of it is used, static shared memory.
 struct Places { uintptr_t stacks, stacks_end, window, window_end, dynamic, dynamic_end, fixed, fixed_end; };
+extern Places places;
+
+// From emu.cpp to watch.cpp, which is part of the watching build only.
 #ifdef EMULATOR_WATCH
 constexpr bool WATCHES = true;
 #else
 constexpr bool WATCHES = false;
 #endif
-extern Places places;                      // of stacks, the window of shared memory, what of it is used, static shared memory
 void watch_allocation(uintptr_t start, size_t bytes);
 void watch_release(uintptr_t start);
 void watch_launch();

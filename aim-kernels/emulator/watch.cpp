@@ -6,8 +6,8 @@
 //   Shuffles order nothing, __syncwarp orders a warp, an asynchronous copy is a write from its start to its wait.
 // - accesses outside allocations by a single byte, or to memory of the host
 //
-// and counted: passes over the banks of shared memory beyond those that an access of a warp needs. Accesses of its lanes
-// belong together when they are the same instruction, the same time around since the lanes last met.
+// and counted: passes over the banks of shared memory beyond those that an access of a warp needs. Accesses of its
+// lanes belong together when they are the same instruction, the same time around since the lanes last met.
 //
 // Places are pairs of bytes: kernels that write single bytes of a pair from two threads would be wrongly accused.
 #include "host.h"
@@ -17,8 +17,6 @@
 #include <sys/mman.h>
 
 namespace emu {
-Places places;
-
 // What is known of one place. Epochs count launches, blocks and barriers of a block, one after another; `sync` counts
 // the __syncwarps of the thread's warp.
 struct Cell {
@@ -79,7 +77,8 @@ void watch_warp_barrier(unsigned warp) { syncs[warp]++; }
 // ---- races --------------------------------------------------------------------------------
 static void accuse(const char* what, u32 other, bool other_block, uintptr_t address, const Shadow* where) {
   char place[96];
-  if (where) snprintf(place, sizeof place, "byte %zu of an allocation of %zu", (size_t)(address - where->start), where->bytes);
+  if (where)
+    snprintf(place, sizeof place, "byte %zu of an allocation of %zu", (size_t)(address - where->start), where->bytes);
   else if (address >= places.window && address < places.window_end)
     snprintf(place, sizeof place, "byte %td of dynamic shared memory", (ptrdiff_t)(address - places.dynamic));
   else snprintf(place, sizeof place, "static shared memory");
@@ -95,9 +94,12 @@ static void look(Cell& c, bool write, uintptr_t address, const Shadow* where) {
   u32 me = state.thread->index, warp = me / 32;
   // Shared memory is new for each block.
   u32 since = where ? launch_epoch : block_epoch;
-  if (c.pending) accuse(write ? "a write to where a copy is under way" : "a read of what a copy is still bringing", c.writer, false, address, where);
+  if (c.pending)
+    accuse(write ? "a write to where a copy is under way" : "a read of what a copy is still bringing", c.writer, false,
+           address, where);
   if (c.write_epoch >= since && !ordered(c.writer, c.write_epoch, c.write_sync, me))
-    accuse(write ? "a write over what was written" : "a read of what was written", c.writer, c.write_epoch < block_epoch, address, where);
+    accuse(write ? "a write over what was written" : "a read of what was written", c.writer,
+           c.write_epoch < block_epoch, address, where);
   if (!write) {
     if (c.read_epoch < since) c.read_by_other_block = 0;
     else if (c.read_epoch < block_epoch) c.read_by_other_block = 1;
@@ -182,8 +184,8 @@ static void on_access(const void* address, size_t bytes, bool write, const void*
   bool dynamic = p + PAGE - places.window < places.window_end - places.window + 2 * PAGE;   // or the guards around it
   if (dynamic || p - places.fixed < places.fixed_end - places.fixed) {
     if (dynamic && (p < places.dynamic || p + bytes > places.dynamic_end))
-      fail(ILLEGAL_ADDRESS, "%s of %zu bytes at byte %td of %zu of dynamic shared memory", write ? "write" : "read", bytes,
-           (ptrdiff_t)(p - places.dynamic), (size_t)(places.dynamic_end - places.dynamic));
+      fail(ILLEGAL_ADDRESS, "%s of %zu bytes at byte %td of %zu of dynamic shared memory", write ? "write" : "read",
+           bytes, (ptrdiff_t)(p - places.dynamic), (size_t)(places.dynamic_end - places.dynamic));
     look_at(shared_cell(p), p, bytes, write, nullptr);
     if (!instruction) return;
     u32 offset = p - (dynamic ? places.window : places.fixed);
@@ -199,7 +201,8 @@ static void on_access(const void* address, size_t bytes, bool write, const void*
     if (p - last.start < last.bytes + 4096)
       fail(ILLEGAL_ADDRESS, "%s of %zu bytes at byte %zu of an allocation of %zu", write ? "write" : "read", bytes,
            (size_t)(p - last.start), last.bytes);
-    fail(ILLEGAL_ADDRESS, "%s of %zu bytes at %p, which is not memory of the device", write ? "write" : "read", bytes, address);
+    fail(ILLEGAL_ADDRESS, "%s of %zu bytes at %p, which is not memory of the device", write ? "write" : "read", bytes,
+         address);
   }
   look_at(last.cells + (p - last.start) / 2, p, bytes, write, &last);
 }
@@ -210,7 +213,10 @@ void watch_copy_start(void* to) {
 }
 void watch_copy_end(void* to) {
   Cell* c = shared_cell((uintptr_t)to);
-  for (int i = 0; i < 8; i++) { c[i].pending = 0; c[i].write_epoch = epoch; c[i].write_sync = syncs[state.thread->index / 32]; }
+  for (int i = 0; i < 8; i++) {
+    c[i].pending = 0;
+    c[i].write_epoch = epoch; c[i].write_sync = syncs[state.thread->index / 32];
+  }
 }
 void watch_no_copies() {
   // Copies that nobody waited for end with their block.

@@ -66,7 +66,10 @@ fn blocks_and_logits_are_ml_aims() {
         let mut average = vec![0.0; trunk.layer(0).unwrap().len()];
         for &layer in &picked {
             let values = trunk.layer(layer).unwrap();
-            average.iter_mut().zip(values.iter()).for_each(|(sum, v)| *sum += v / picked.len() as f32);
+            average
+                .iter_mut()
+                .zip(values.iter())
+                .for_each(|(sum, v)| *sum += v / picked.len() as f32);
         }
         let mut step = ProbeStep::new(&probe, batch, trunk.tokens(), false).unwrap();
         step.forward(&head, &average, &vec![-1; batch]).unwrap();

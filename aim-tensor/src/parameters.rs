@@ -203,6 +203,14 @@ impl Parameters {
         })
     }
 
+    /// Bytes of values and gradients, wherever they are.
+    pub fn bytes(&self) -> u64 {
+        match &self.device {
+            Some(there) => there.bytes() as u64,
+            None => 4 * (self.values.len() + self.grads.len()) as u64,
+        }
+    }
+
     /// Whether what trains has gradients.
     pub fn has_gradients(&self) -> bool {
         let len = match &self.device {

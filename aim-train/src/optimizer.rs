@@ -95,6 +95,14 @@ impl AdamW {
         Ok(if which == 0 { self.m.as_slice() } else { self.v.as_slice() }.into())
     }
 
+    /// Bytes of both moments, wherever they are.
+    pub fn bytes(&self) -> u64 {
+        match &self.device {
+            Some(arena) => arena.bytes() as u64,
+            None => 4 * (self.m.len() + self.v.len()) as u64,
+        }
+    }
+
     /// First and second moments on the CPU, to fill from a checkpoint.
     pub fn moments_mut(&mut self) -> (&mut [f32], &mut [f32]) {
         (&mut self.m, &mut self.v)

@@ -2,7 +2,9 @@
 
 use aim_model::pretrain::{PretrainModel, Target};
 use aim_tensor::count::Flops;
-use aim_tensor::{Category, GeluForm, Memory, Plan as MemoryPlan, PlanOptions, Recompute, Storage, Tape};
+use aim_tensor::{
+    Category, GeluForm, Memory, Plan as MemoryPlan, PlanOptions, Recompute, Storage, Tape,
+};
 use aim_train::config::{self, RunConfig};
 use anyhow::Result;
 use serde_json::json;
@@ -94,7 +96,11 @@ fn fit(tape: &Tape, config: &RunConfig, room: Option<u64>) -> Result<(Recompute,
 
 pub(crate) fn run(args: &Plan) -> Result<()> {
     let costs = Costs::of(args.config.resolve()?.config, args.card.as_ref())?;
-    if args.json { print_json(&costs, args.card.as_ref()) } else { print(&costs, args.card.as_ref()) }
+    if args.json {
+        print_json(&costs, args.card.as_ref())
+    } else {
+        print(&costs, args.card.as_ref())
+    }
 }
 
 fn print_json(costs: &Costs, card: Option<&Card>) -> Result<()> {
@@ -116,7 +122,7 @@ fn print_json(costs: &Costs, card: Option<&Card>) -> Result<()> {
         },
         "images": costs.images(),
         "flop": costs.images() * costs.gflop(forward + backward) * 1e9,
-        "recompute": level_name(costs.recompute),
+        "recompute": costs.recompute.to_string(),
         "card": card.map(|card| json!({
             "name": card.name,
             "fits": costs.total() + RESERVE <= card.memory,
@@ -148,7 +154,7 @@ fn print(costs: &Costs, card: Option<&Card>) -> Result<()> {
     for (category, size) in Category::ALL.iter().zip(costs.memory.by_category) {
         text.push_str(&format!("    {category}  {}\n", bytes(size as u64)));
     }
-    text.push_str(&format!("recomputation  {}\n", level_name(costs.recompute)));
+    text.push_str(&format!("recomputation  {}\n", costs.recompute));
     if let Some(card) = card {
         text.push_str(&fits(costs, card));
     }
@@ -158,8 +164,10 @@ fn print(costs: &Costs, card: Option<&Card>) -> Result<()> {
 fn fits(costs: &Costs, card: &Card) -> String {
     let fits = if costs.total() + RESERVE <= card.memory {
         "fits"
-    } else {
+    } else if costs.state + RESERVE <= card.memory {
         "does not fit: try a smaller train.batch_size with more train.accumulate"
+    } else {
+        "does not fit: parameters, gradients and moments alone are too large for it"
     };
     let mut text = format!("card         {} with {}: {fits}\n", card.name, bytes(card.memory));
     if let Some(peak) = card.peak {
@@ -171,13 +179,4 @@ fn fits(costs: &Costs, card: &Card) -> String {
         ));
     }
     text
-}
-
-fn level_name(level: Recompute) -> &'static str {
-    match level {
-        Recompute::None => "none",
-        Recompute::Norms => "norms",
-        Recompute::NormsGelu => "norms_gelu",
-        Recompute::Block => "block",
-    }
 }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use aim_tensor::Device;
+use aim_tensor::{Category, Device, Memory, Recompute};
 use aim_train::config::Resolved;
 use aim_train::signals::Stop;
 use aim_train::trainer::{self, DeviceChoice, Event, StepMetrics, Trainer};
@@ -87,15 +87,22 @@ impl View {
 
     fn show(&mut self, event: &Event<'_>) {
         match event {
-            Event::Ready { step, steps, images_per_step, parameters, memory, flops_per_image } => {
-                let line = format!(
-                    "{} parameters, {:.2} GFLOP an image, {} for a step's values; steps {step} to {steps} of \
-                     {images_per_step} images",
+            Event::Ready {
+                step,
+                steps,
+                images_per_step,
+                parameters,
+                memory,
+                state_bytes,
+                recompute,
+                flops_per_image,
+            } => {
+                self.progress.note(&format!(
+                    "{} parameters, {:.2} GFLOP an image; steps {step} to {steps} of {images_per_step} images",
                     thousands(*parameters as u64),
                     *flops_per_image as f64 * 1e-9,
-                    bytes(memory.arena_bytes as u64),
-                );
-                self.progress.note(&line);
+                ));
+                self.progress.note(&memory_line(*state_bytes, memory, *recompute));
             }
             Event::Device { device, note } => match note {
                 Some(note) => self.progress.note(note),
@@ -149,6 +156,19 @@ impl View {
         });
         self.last = Some(*metrics);
     }
+}
+
+/// Where the memory goes.
+fn memory_line(state: u64, memory: &Memory, recompute: Recompute) -> String {
+    let categories = Category::ALL.iter().zip(memory.by_category).filter(|(_, size)| *size > 0);
+    let parts: Vec<String> =
+        categories.map(|(category, size)| format!("{category} {}", bytes(size as u64))).collect();
+    format!(
+        "memory: {} for masters, gradients and moments; {} for a step ({}); recomputation: {recompute}",
+        bytes(state),
+        bytes(memory.arena_bytes as u64),
+        parts.join(", "),
+    )
 }
 
 fn summary(

@@ -6,9 +6,9 @@ use std::time::Instant;
 use aim_data::augment::Transform;
 use aim_data::loader::{EvalLoader, LoaderOptions, Pass};
 use aim_data::pack::{PackOptions, pack};
+use aim_tensor::Device;
 use aim_train::config::{ConfigBuilder, Resolved};
 use aim_train::probe::ProbeTraining;
-use aim_tensor::Device;
 use aim_train::trainer::{DeviceChoice, Resume};
 use anyhow::{Context as _, Result, bail};
 

@@ -97,7 +97,10 @@ impl Gpu {
             unsafe {
                 result::function::set_function_attribute(function, attribute, grid.shared as i32)
             }
-            .map_err(CudaError::driver(format!("{name}: {} bytes of shared memory", grid.shared)))?;
+            .map_err(CudaError::driver(format!(
+                "{name}: {} bytes of shared memory",
+                grid.shared
+            )))?;
         }
         let mut pointers = [std::ptr::null_mut::<c_void>(); MOST];
         for (pointer, slot) in pointers.iter_mut().zip(&mut args.slots[..args.len]) {

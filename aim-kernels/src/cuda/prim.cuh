@@ -53,7 +53,8 @@ DEV void cp_async16(void* s, const void* g) {
 }
 // The same, or 16 zero bytes: `g` is not read then, but let it point at something (clamp the row).
 DEV void cp_async16_zfill(void* s, const void* g, bool valid) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" :: "r"(saddr(s)), "l"(g), "r"(valid ? 16 : 0) : "memory");
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
+    :: "r"(saddr(s)), "l"(g), "r"(valid ? 16 : 0) : "memory");
 }
 // Closes the calling thread's group of copies, which may be empty.
 DEV void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }

@@ -156,23 +156,39 @@ fn gelu(x: f64) -> f64 {
     0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3))).tanh())
 }
 
+/// Matrices on the device, and what they hold.
+struct Data {
+    a: Vec<f32>,
+    b: Vec<f32>,
+    c: Vec<f32>,
+    bias: Vec<f32>,
+    /// Of a, b, c, bias, the auxiliary matrix and the result.
+    on_device: [u64; 6],
+}
+
 /// The child's half.
 pub(crate) fn run() {
     let device = Device::open();
-    let f32s = sys::cudaDataType::CUDA_R_32F;
-    let product = Product::new(f32s, [K, K, M]);
+    let product = Product::new(sys::cudaDataType::CUDA_R_32F, [K, K, M]);
     let (a, b, c) = (random(BATCH * K * M), random(BATCH * K * N), random(BATCH * M * N));
-    let bias = random(M);
-    let [ga, gb, gc, gbias] = [&a, &b, &c, &bias].map(|values| device.upload(values));
-    let aux = device.upload(&vec![f32::NAN; BATCH * M * N]);
-    let out = device.upload(&vec![f32::NAN; BATCH * M * N]);
-    set(product.desc, 8, gbias);
-    set(product.desc, 11, aux);
+    let (bias, none) = (random(M), vec![f32::NAN; BATCH * M * N]);
+    let on_device = [&a, &b, &c, &bias, &none, &none].map(|values| device.upload(values));
+    let data = Data { a, b, c, bias, on_device };
+    epilogues(&device, &product, &data);
+    algorithms(&device, &product, &data);
+    refusals(&product, &data);
+}
+
+/// Default, BIAS, GELU, GELU_BIAS, GELU_AUX_BIAS, with and without C.
+fn epilogues(device: &Device, product: &Product, data: &Data) {
+    let Data { a, b, c, bias, on_device: [ga, gb, gc, gbias, aux, out] } = data;
+    let (ga, gb, gc, out) = (*ga, *gb, *gc, *out);
+    set(product.desc, 8, *gbias);
+    set(product.desc, 11, *aux);
     set(product.desc, 12, M as i64);
     set(product.desc, 13, (M * N) as i64);
-
-    // Default, BIAS, GELU, GELU_BIAS, GELU_AUX_BIAS; beta 0 must not read C.
     let none = product.algorithms(0).expect("no workspace is fine");
+    // beta 0 must not read C.
     assert!(none.len() > 1 && none.iter().all(|(_, workspace)| *workspace == 0));
     for (epilogue, biased, curved) in [
         (1u32, false, false),
@@ -187,7 +203,7 @@ pub(crate) fn run() {
             let status = product.run([ga, gb, added, out], beta, &none[0].0, (0, 0));
             assert_eq!(status, Status::CUBLAS_STATUS_SUCCESS, "epilogue {epilogue}");
             let (found, kept) =
-                (device.download(out, BATCH * M * N), device.download(aux, BATCH * M * N));
+                (device.download(out, BATCH * M * N), device.download(*aux, BATCH * M * N));
             for at in 0..BATCH * M * N {
                 let (i, j, batch) = (at % M, at / M % N, at / (M * N));
                 let term = |k: usize| {
@@ -205,8 +221,11 @@ pub(crate) fn run() {
             }
         }
     }
+}
 
-    // Algorithms sum in other orders and need their workspace.
+/// Algorithms sum in other orders and need their workspace.
+fn algorithms(device: &Device, product: &Product, data: &Data) {
+    let [ga, gb, gc, _, _, out] = data.on_device;
     set(product.desc, 7, 1u32);
     let all = product.algorithms(1 << 20).expect("algorithms");
     let large = device.alloc(1 << 20).expect("memory");
@@ -222,8 +241,13 @@ pub(crate) fn run() {
         results.push(device.download(out, BATCH * M * N));
     }
     assert!(results.iter().any(|result| *result != results[0]), "algorithms differ in bits");
+}
 
-    // Refusals: what overlaps, what is too short, what is not aligned as promised.
+/// What overlaps, what is too short, what is not aligned as promised.
+fn refusals(product: &Product, data: &Data) {
+    let [ga, gb, gc, _, _, out] = data.on_device;
+    let f32s = sys::cudaDataType::CUDA_R_32F;
+    let none = product.algorithms(0).expect("no workspace is fine");
     let failed = Status::CUBLAS_STATUS_EXECUTION_FAILED;
     assert_eq!(product.run([ga, gb, gc, ga], 0.0, &none[0].0, (0, 0)), failed, "D over A");
     assert_eq!(product.run([ga + 4, gb, gc, out], 0.0, &none[0].0, (0, 0)), failed, "A is short");

@@ -1,5 +1,5 @@
-//! What the emulator must notice, each in a kernel that has nothing else wrong (`probe.cu`), and that it does not accuse
-//! the right kernel beside it.
+//! What the emulator must notice, each in a kernel that has nothing else wrong (`probe.cu`), and that it does not
+//! accuse the right kernel beside it.
 
 use cudarc::driver::sys::CUresult;
 

@@ -1,5 +1,6 @@
-//! Bugs planted in the real kernels, one at a time, by editing their source: each must be noticed. This is what says that
-//! the checks, their shapes and the emulator's schedules are worth something. An edit whose place is gone fails loudly.
+//! Bugs planted in the real kernels, one at a time, by editing their source: each must be noticed. This is what says
+//! that the checks, their shapes and the emulator's schedules are worth something. An edit whose place is gone fails
+//! loudly.
 
 use std::sync::Mutex;
 

@@ -24,7 +24,7 @@ KERNEL void probe_warp_neighbour(float* x, int safe) {
   if (safe) __syncwarp();
   x[threadIdx.x] = s[(threadIdx.x + 1) % 32];
 }
-// A copy replaces values: it starts when all have read the old ones, or before, and is waited for after that either way.
+// A copy replaces values: it starts when all have read the old ones, or before; either way it is waited for after that.
 KERNEL void probe_overwrite(float* x, const float* from, int safe) {
   DYN_SMEM(smem);
   float* s = (float*)smem;

@@ -148,7 +148,8 @@ fn linear(run: &Run<'_>, step: &Step, x: Var) -> Result<(), CudaError> {
     let mut rest = rest;
     if let Some((dweight, stride)) = run.params.grad(layout, weight) {
         let (x, left) = run.matrix(x, step.inputs[0], rest)?;
-        k::linear::cuda::backward_weight(gpu, kernel, dy, x, dweight, stride)?;
+        let product = Run::over_padding(kernel, &x, stride);
+        k::linear::cuda::backward_weight(gpu, product, dy, x, dweight, stride)?;
         rest = left;
     }
     let Some((dbias, _)) = bias.and_then(|bias| run.params.grad(layout, bias)) else {

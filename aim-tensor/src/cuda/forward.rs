@@ -49,8 +49,9 @@ pub(crate) fn run(run: &Run<'_>, step: &Step) -> Result<(), CudaError> {
             let kernel = linear_shape(run.shape(x), run.shape(node.output));
             let (x, _) = run.matrix(x, step.inputs[0], scratch)?;
             let residual = residual.map(|var| run.input(step.inputs[1], len(var)));
-            let y = run.out(node.output, output);
-            k::linear::cuda::forward(gpu, kernel, x, run.params.matrix(weight), residual, y)?;
+            let (w, y) = (run.params.matrix(weight), run.out(node.output, output));
+            let product = Run::over_padding(kernel, &x, w.stride);
+            k::linear::cuda::forward(gpu, product, x, w, residual, y)?;
             let Some(bias) = bias.map(|bias| run.params.vector(bias)) else { return Ok(()) };
             match run.out(node.output, output) {
                 Out::Bf16(y) => {

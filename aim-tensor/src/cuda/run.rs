@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use aim_kernels::cast;
 use aim_kernels::cuda::{ALIGN, CudaError, DeviceArena, DeviceSlice, Gpu};
+use aim_kernels::linear::Linear;
 use aim_kernels::linear::cuda::{Operand, Out};
 use aim_kernels::memory::Span;
 use bytemuck::Pod;
@@ -163,6 +164,12 @@ impl<'a> Run<'a> {
         let copy = scratch.range(0..words).cast::<bf16>();
         cast::cuda::to_bf16(self.gpu, rows, cols, self.input(buffer, shape.len()), copy, stride)?;
         Ok((Operand { data: copy, stride }, scratch.range(words..scratch.len())))
+    }
+
+    /// The shape of a product whose operands x and weight are both padded with zeros alike: over the padding the product
+    /// is the same, and every row a whole number of 16-byte loads.
+    pub(crate) fn over_padding(kernel: Linear, x: &Operand<'_>, weight_stride: usize) -> Linear {
+        if x.stride == weight_stride { Linear { inputs: x.stride, ..kernel } } else { kernel }
     }
 
     /// Statistics and scratch of a step.

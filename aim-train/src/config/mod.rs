@@ -38,8 +38,8 @@ pub use file::{Entry, read_entries};
 pub use layers::{ConfigBuilder, Resolved};
 pub use origin::Origin;
 pub use sections::{
-    Attention, CheckpointConfig, DataConfig, Gelu, LogConfig, Method, ObjectiveConfig, Order, Precision,
-    Prefix, Recompute, RunConfig, Target, TrainConfig, ValidationConfig,
+    Attention, CheckpointConfig, DataConfig, Gelu, LogConfig, Method, ObjectiveConfig, Order,
+    Precision, Prefix, Recompute, RunConfig, Target, TrainConfig, ValidationConfig,
 };
 
 #[cfg(test)]

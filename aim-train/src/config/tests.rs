@@ -152,7 +152,10 @@ fn wrong_types_name_key_expected_and_found() {
         ("train.steps=1.5", "expected a whole number"),
         ("train.lr=[1]", "train.lr = [1] (--set): invalid type: sequence, expected a number"),
         ("train.betas=[0.9]", "invalid length 1"),
-        ("train.precision=fp8", "unknown variant \"fp8\", expected one of \"auto\", \"fp32\", \"bf16\""),
+        (
+            "train.precision=fp8",
+            "unknown variant \"fp8\", expected one of \"auto\", \"fp32\", \"bf16\"",
+        ),
         ("objective.order=spiral", "unknown variant \"spiral\", expected \"raster\""),
         (
             "objective.prefix=half",

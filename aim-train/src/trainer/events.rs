@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use aim_data::loader::Skipped;
-use aim_tensor::{Device, Memory};
+use aim_tensor::{Device, Memory, Recompute};
 
 /// Losses on the validation images.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -62,6 +62,10 @@ pub enum Event<'a> {
         parameters: usize,
         /// Memory of one step, parameters left out.
         memory: Memory,
+        /// Bytes of masters, gradients and moments, wherever they are.
+        state_bytes: u64,
+        /// What the backward pass makes again.
+        recompute: Recompute,
         /// FLOPs of forward and backward for one image.
         flops_per_image: u64,
     },

@@ -208,6 +208,10 @@ impl Trainer {
         if let Some(set) = &mut self.validation
             && (due(self.config.validation.every_steps, self.done) || last)
         {
+            if self.params.on_device().is_some() {
+                // A step may fill the card: its memory is lent to the validation.
+                self.step = None;
+            }
             let options = device::options(&self.config.train);
             metrics.validation = Some(set.run(&self.model, self.images, &self.params, options)?);
         }
@@ -273,6 +277,8 @@ impl Trainer {
             images_per_step: self.config.train.images_per_step(),
             parameters: self.model.layout().count(),
             memory: ready.session().memory(),
+            state_bytes: self.params.bytes() + self.optimizer.bytes(),
+            recompute: self.recompute,
             flops_per_image: (flops.forward + flops.backward) / self.images.batch.max(1) as u64,
         });
         self.step = Some(ready);

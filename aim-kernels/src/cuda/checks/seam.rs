@@ -60,7 +60,7 @@ fn largest(name: &str, found: &[f32], expected: &[f64], tolerance: f64) -> Check
     Check { name: format!("seam {name}"), error, tolerance, bits }
 }
 
-/// PTX ISA, matrix fragments for mma.m16n8k16 with floating-point types of 16 bits: (row, column) of value `i` of a lane.
+/// PTX ISA, matrix fragments for mma.m16n8k16 with 16-bit floating-point types: (row, column) of a lane's value `i`.
 fn fragment_a(lane: usize, i: usize) -> (usize, usize) {
     let (group, member) = (lane >> 2, lane % 4);
     let row = if i < 2 || (4..6).contains(&i) { group } else { group + 8 };

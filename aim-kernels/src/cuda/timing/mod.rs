@@ -27,6 +27,9 @@ pub use sets::Sets;
 const SAMPLE_S: f64 = 100e-6;
 /// Most runs in a sample.
 const MOST_REPEATS: f64 = 20.0;
+/// Work before the first sample, seconds and runs: an idle chip has a slow clock.
+const WARM_S: f64 = 20e-3;
+const MOST_WARM: f64 = 500.0;
 
 /// What the chip is, as far as measuring depends on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -116,11 +119,10 @@ pub fn measure<E: From<CudaError>>(
     timer.start()?;
     several(1)?;
     let once_s = timer.stop()?;
-    let repeats = (SAMPLE_S / once_s.max(1e-9)).ceil().clamp(1.0, MOST_REPEATS) as usize;
-    if repeats > 1 {
-        // Not timed and not waited for: they give the host a lead that it keeps.
-        several(repeats)?;
-    }
+    let in_time = |time_s: f64, most: f64| (time_s / once_s.max(1e-9)).min(most);
+    let repeats = in_time(SAMPLE_S, MOST_REPEATS).ceil().max(1.0) as usize;
+    // Not waited for, so that the host has a lead, which it keeps.
+    several(in_time(WARM_S, MOST_WARM) as usize)?;
     let mut events = vec![Event::new()?];
     events[0].record(gpu)?;
     for _ in 0..runs {

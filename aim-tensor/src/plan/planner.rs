@@ -1,17 +1,10 @@
-//! [`Plan`]: the order of work for a tape and a place in memory for every value of it.
-//!
-//! The plan walks the tape forward and, for training, back, writing down steps. A value lives from the step that
-//! writes it to the last that reads it; values whose lives do not meet may share memory. At a recomputation level,
-//! results of some kinds of ops are forgotten after the forward walk; when the walk back needs one, the plan inserts
-//! the steps that make it again from the nearest values that were kept.
-//!
-//! Gradients are written once by their first contribution and accumulated by later ones. Where an op hands its
-//! output's gradient on unchanged (a residual), input and output share one gradient.
+//! [`Planner`]: the walk over a tape, forward and back, that writes down the steps.
 
-use std::fmt;
-
-use aim_kernels::memory::Span;
-
+use super::place::{Buffer, align, fullest, place};
+use super::{
+    Buf, Category, GeluForm, GradTarget, Memory, Operand, Plan, PlanOptions, Recompute, Step,
+    StepKind,
+};
 use crate::device::Storage;
 use crate::error::TensorError;
 use crate::fused::Fused;
@@ -19,209 +12,9 @@ use crate::precision::{self, backward_scratch, forward_scratch};
 use crate::shape::DType;
 use crate::tape::{Op, Source, Tape, Var};
 
-/// Words that every buffer starts at a multiple of: one cache line of a CPU, or what a GPU's wide loads want.
-const fn align(storage: Storage) -> usize {
-    match storage {
-        Storage::Fp32 => 16,
-        Storage::Bf16 => 64,
-    }
-}
-
-/// What the backward pass makes again instead of keeping, from least to most.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, PartialOrd, Ord)]
-pub enum Recompute {
-    /// Everything is kept.
-    #[default]
-    None,
-    /// Outputs of layer norms.
-    Norms,
-    /// Outputs of layer norms and GELUs.
-    NormsGelu,
-    /// Everything but the ends of blocks ([`Tape::checkpoint`]).
-    Block,
-}
-
-impl Recompute {
-    /// Whether results of this op are made again.
-    fn forgets(self, op: &Op) -> bool {
-        match self {
-            Self::None => false,
-            Self::Norms => matches!(op, Op::LayerNorm { .. }),
-            Self::NormsGelu => matches!(op, Op::LayerNorm { .. } | Op::Gelu { .. }),
-            Self::Block => true,
-        }
-    }
-}
-
-/// Which GELU a run computes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub enum GeluForm {
-    /// `x Phi(x)`, as the paper's code has it.
-    #[default]
-    Erf,
-    /// The tanh approximation, within 5e-4 of it, which a GPU's library computes inside the products before and after.
-    /// Only with [`Storage::Bf16`].
-    Tanh,
-}
-
-/// What to plan for.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct PlanOptions {
-    /// Plan a backward pass. The tape needs a loss.
-    pub backward: bool,
-    /// What the backward pass makes again.
-    pub recompute: Recompute,
-    /// How values are stored. A session sets it to its device's.
-    pub storage: Storage,
-    /// Which GELU is computed.
-    pub gelu: GeluForm,
-}
-
-/// What a buffer holds, for the memory table.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Category {
-    /// Images, indices, prefixes.
-    Inputs,
-    /// Values made by the forward pass.
-    Activations,
-    /// Values made again by the backward pass.
-    Recomputed,
-    /// Gradients of values.
-    Gradients,
-    /// Statistics kept for the backward pass, and scratch of single ops.
-    Workspace,
-}
-
-impl Category {
-    /// All categories, as [`Memory::by_category`] lists them.
-    pub const ALL: [Self; 5] =
-        [Self::Inputs, Self::Activations, Self::Recomputed, Self::Gradients, Self::Workspace];
-}
-
-impl fmt::Display for Category {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Inputs => "inputs",
-            Self::Activations => "activations",
-            Self::Recomputed => "recomputed activations",
-            Self::Gradients => "gradients of activations",
-            Self::Workspace => "workspace",
-        })
-    }
-}
-
-/// Memory of one step, parameters left out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Memory {
-    /// Bytes of the arena.
-    pub arena_bytes: usize,
-    /// Bytes in use at the fullest moment, in the order of [`Category::ALL`].
-    pub by_category: [usize; 5],
-}
-
-/// Index of a buffer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Buf(u32);
-
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Operand {
-    Buffer(Buf),
-    Constant(u32),
-    /// Not read by this step.
-    Absent,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum StepKind {
-    Forward,
-    Backward,
-}
-
-/// Where a contribution to a gradient goes.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct GradTarget {
-    pub(crate) buffer: Buf,
-    /// Add to what is there.
-    pub(crate) accumulate: bool,
-}
-
-/// One op run once, in one direction.
-#[derive(Clone, Debug)]
-pub(crate) struct Step {
-    pub(crate) kind: StepKind,
-    pub(crate) node: u32,
-    pub(crate) inputs: Vec<Operand>,
-    pub(crate) output: Operand,
-    pub(crate) stats: Option<Buf>,
-    pub(crate) scratch: Option<Buf>,
-    /// Gradient of the output; none for the loss itself.
-    pub(crate) d_output: Option<Buf>,
-    /// Gradients that the op computes, by input.
-    pub(crate) d_inputs: Vec<Option<GradTarget>>,
-    /// Gradients to which the output's is handed on by copy or addition.
-    pub(crate) passes: Vec<GradTarget>,
-    /// Of a step that a GELU is fused into: the value before the GELU, which the forward step writes beside its output
-    /// and the backward step reads.
-    pub(crate) pre: Option<Buf>,
-}
-
-struct Buffer {
-    words: usize,
-    first: usize,
-    last: usize,
-    category: Category,
-}
-
-/// Steps and places. See the module's page.
-#[derive(Clone, Debug)]
-pub struct Plan {
-    pub(crate) steps: Vec<Step>,
-    /// Steps before this one are the forward pass.
-    pub(crate) forward_steps: usize,
-    spans: Vec<Span>,
-    pub(crate) values: Vec<Option<Buf>>,
-    pub(crate) stats: Vec<Option<Buf>>,
-    pub(crate) grads: Vec<Option<Buf>>,
-    /// Type of each value as it is stored.
-    pub(crate) dtypes: Vec<DType>,
-    pub(crate) gelu: GeluForm,
-    memory: Memory,
-}
-
-impl Plan {
-    /// Plans a tape.
-    ///
-    /// # Errors
-    /// [`TensorError::BadArgument`] when a backward pass is asked of a tape without a loss that depends on anything
-    /// trainable.
-    pub fn new(tape: &Tape, options: PlanOptions) -> Result<Self, TensorError> {
-        let mut planner = Planner::new(tape, options);
-        planner.forward();
-        let forward_steps = planner.steps.len();
-        if options.backward {
-            planner.backward(options.recompute)?;
-        }
-        Ok(planner.finish(forward_steps, options.gelu))
-    }
-
-    /// Memory of one step.
-    pub fn memory(&self) -> Memory {
-        self.memory
-    }
-
-    /// Ops that run in the backward pass only to make values again.
-    pub fn recomputed_ops(&self) -> usize {
-        self.steps[self.forward_steps..].iter().filter(|s| s.kind == StepKind::Forward).count()
-    }
-
-    pub(crate) fn span(&self, buffer: Buf) -> Span {
-        self.spans[buffer.0 as usize]
-    }
-}
-
-struct Planner<'a> {
+pub(super) struct Planner<'a> {
     tape: &'a Tape,
-    steps: Vec<Step>,
+    pub(super) steps: Vec<Step>,
     buffers: Vec<Buffer>,
     /// Where each value is now, if anywhere.
     values: Vec<Option<Buf>>,
@@ -235,7 +28,7 @@ struct Planner<'a> {
 }
 
 impl<'a> Planner<'a> {
-    fn new(tape: &'a Tape, PlanOptions { storage, gelu, .. }: PlanOptions) -> Self {
+    pub(super) fn new(tape: &'a Tape, PlanOptions { storage, gelu, .. }: PlanOptions) -> Self {
         let dtypes = precision::dtypes(tape, storage);
         let mut planner = Self {
             tape,
@@ -260,7 +53,7 @@ impl<'a> Planner<'a> {
         planner
     }
 
-    fn forward(&mut self) {
+    pub(super) fn forward(&mut self) {
         for node in 0..self.tape.nodes.len() {
             // The GELU behind it computes it.
             if !self.fused.is_product(node) {
@@ -274,7 +67,7 @@ impl<'a> Planner<'a> {
         }
     }
 
-    fn backward(&mut self, recompute: Recompute) -> Result<(), TensorError> {
+    pub(super) fn backward(&mut self, recompute: Recompute) -> Result<(), TensorError> {
         let Some(loss) = self.tape.loss.filter(|loss| self.tape.values[loss.index()].requires_grad)
         else {
             return Err(TensorError::BadArgument {
@@ -413,6 +206,33 @@ impl<'a> Planner<'a> {
         let d_output =
             self.grads[n.output.index()].inspect(|&grad| self.touch(Operand::Buffer(grad), step));
 
+        let (d_inputs, passes) = self.contributions(node, pre.is_some(), d_output, step);
+        let words = backward_scratch(self.tape, &self.dtypes, self.storage, &n.op, n.output);
+        let scratch = self.scratch(words);
+        self.steps.push(Step {
+            kind: StepKind::Backward,
+            node: node as u32,
+            inputs,
+            output,
+            stats: self.stats[node],
+            scratch,
+            d_output,
+            d_inputs,
+            passes,
+            pre,
+        });
+    }
+
+    /// Where the gradients go that a node computes, by input, and to which it hands its output's on.
+    fn contributions(
+        &mut self,
+        node: usize,
+        past_gelu: bool,
+        d_output: Option<Buf>,
+        step: usize,
+    ) -> (Vec<Option<GradTarget>>, Vec<GradTarget>) {
+        let n = &self.tape.nodes[node];
+        let vars = n.op.inputs();
         let wanted: Vec<bool> = vars
             .iter()
             .zip(n.op.differentiable())
@@ -425,8 +245,7 @@ impl<'a> Planner<'a> {
         for (i, &var) in vars.iter().enumerate() {
             if wanted[i] && !passes_gradient[i] {
                 // Through a fused GELU the gradient goes straight to what came before it.
-                let var =
-                    if pre.is_some() && i == 0 { self.fused.before(self.tape, var) } else { var };
+                let var = if past_gelu && i == 0 { self.fused.before(self.tape, var) } else { var };
                 d_inputs[i] = Some(self.grad_target(var, step));
             }
         }
@@ -444,20 +263,7 @@ impl<'a> Planner<'a> {
                 passes.push(self.grad_target(var, step));
             }
         }
-        let words = backward_scratch(self.tape, &self.dtypes, self.storage, &n.op, n.output);
-        let scratch = self.scratch(words);
-        self.steps.push(Step {
-            kind: StepKind::Backward,
-            node: node as u32,
-            inputs,
-            output,
-            stats: self.stats[node],
-            scratch,
-            d_output,
-            d_inputs,
-            passes,
-            pre,
-        });
+        (d_inputs, passes)
     }
 
     fn grad_target(&mut self, var: Var, step: usize) -> GradTarget {
@@ -498,7 +304,7 @@ impl<'a> Planner<'a> {
         self.buffers[buffer.0 as usize].last = usize::MAX;
     }
 
-    fn finish(mut self, forward_steps: usize, gelu: GeluForm) -> Plan {
+    pub(super) fn finish(mut self, forward_steps: usize, gelu: GeluForm) -> Plan {
         // What is written before a run must survive from its start.
         for buffer in &mut self.buffers {
             if buffer.category == Category::Inputs {
@@ -522,53 +328,4 @@ impl<'a> Planner<'a> {
             memory,
         }
     }
-}
-
-/// A place for each buffer: the largest first, each at the lowest address where it meets no other that lives with it.
-fn place(buffers: &[Buffer], align: usize) -> (Vec<Span>, usize) {
-    let mut order: Vec<usize> = (0..buffers.len()).collect();
-    order.sort_by_key(|&i| (std::cmp::Reverse(buffers[i].words), buffers[i].first, i));
-    let mut spans = vec![Span::default(); buffers.len()];
-    // Placed buffers by address.
-    let mut placed: Vec<usize> = Vec::with_capacity(buffers.len());
-    let mut total = 0;
-    for i in order {
-        let buffer = &buffers[i];
-        let mut start = 0;
-        for &other in &placed {
-            let lives_with =
-                buffers[other].first <= buffer.last && buffer.first <= buffers[other].last;
-            if lives_with {
-                if spans[other].start >= start + buffer.words {
-                    break;
-                }
-                start = start.max((spans[other].start + spans[other].len).next_multiple_of(align));
-            }
-        }
-        spans[i] = Span { start, len: buffer.words };
-        total = total.max(start + buffer.words);
-        let at = placed.partition_point(|&other| spans[other].start <= start);
-        placed.insert(at, i);
-    }
-    (spans, total)
-}
-
-/// Bytes by category at the step where most is alive.
-fn fullest(buffers: &[Buffer], steps: usize) -> [usize; 5] {
-    let mut change = vec![[0isize; 5]; steps + 2];
-    for buffer in buffers {
-        let category = buffer.category as usize;
-        let bytes = (buffer.words * 4) as isize;
-        change[buffer.first.min(steps)][category] += bytes;
-        change[buffer.last.min(steps) + 1][category] -= bytes;
-    }
-    let mut now = [0isize; 5];
-    let mut most = [0isize; 5];
-    for delta in change {
-        now.iter_mut().zip(delta).for_each(|(now, delta)| *now += delta);
-        if now.iter().sum::<isize>() > most.iter().sum() {
-            most = now;
-        }
-    }
-    most.map(isize::unsigned_abs)
 }
