@@ -63,6 +63,11 @@ impl Layer {
         Part::output(BF16 * self.kernel.rows * self.kernel.inputs)
     }
 
+    /// The shape over the padding of x and the weight, as a step runs it.
+    fn padded(&self) -> Linear {
+        Linear { inputs: self.strides[0], ..self.kernel }
+    }
+
     fn cases(self) -> Vec<Case> {
         let mut cases = vec![self.forward(), self.backward_weight()];
         if self.gradient {
@@ -80,7 +85,8 @@ impl Layer {
     }
 
     fn forward(self) -> Case {
-        let Self { kernel, strides: [stride, _], f32, residual, .. } = self;
+        let Self { strides: [stride, _], f32, residual, .. } = self;
+        let kernel = self.padded();
         let y = if f32 { Part::output(F32 * kernel.rows * kernel.outputs) } else { self.y() };
         let mut parts = vec![self.x(), self.weight(), y];
         if residual {
@@ -131,7 +137,8 @@ impl Layer {
     }
 
     fn backward_weight(self) -> Case {
-        let Self { kernel, strides: [x_stride, stride], .. } = self;
+        let Self { strides: [x_stride, stride], .. } = self;
+        let kernel = self.padded();
         let dweight = Part::output(F32 * kernel.outputs * x_stride).updated();
         let parts = vec![self.dy(), self.x(), dweight];
         let name = format!("{}/backward_weight", self.name);
