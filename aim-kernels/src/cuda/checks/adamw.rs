@@ -70,10 +70,15 @@ fn three_steps(lab: &mut Lab, checks: &mut Vec<Check>, case: &Case) -> Result<()
     let moved: Vec<f32> = (0..).zip(&found).map(|(i, &p)| way(i, f64::from(p)) as f32).collect();
     let exact_way: Vec<f64> = (0..).zip(&exact).map(|(i, state)| way(i, state[0])).collect();
     // Roundings of parameters of size 1 against steps of size lr; a parameter that stays is off by 1.
-    checks.push(compare(format!("{name}: way"), &lab.upload(&moved)?, &exact_way, 1e-6 / lr)?);
+    checks.push(compare(
+        format!("{name}: way"),
+        &lab.upload(&moved)?,
+        &exact_way,
+        few(len) * 1e-6 / lr,
+    )?);
     for (i, name, moment) in [(1, format!("{name}: m"), &m), (2, format!("{name}: v"), &v)] {
         let exact: Vec<f64> = exact.iter().map(|state| state[i]).collect();
-        checks.push(compare(name, moment, &exact, 1e-6)?);
+        checks.push(compare(name, moment, &exact, few(len) * 1e-6)?);
     }
     // Relative to a step where a parameter is smaller than that.
     let apart = |(a, b): (&f32, &f32)| f64::from((a - b).abs()) / f64::from(b.abs()).max(lr);
@@ -119,4 +124,10 @@ fn not_a_number(lab: &mut Lab, checks: &mut Vec<Check>) -> Result<(), CudaError>
     });
     checks.push(check("adamw: NaN where it is not expected".into(), wrong.count() as f64, 0.0));
     Ok(())
+}
+
+/// The error of a handful of values is that of one rounding, which may be large beside a value that came out small; many
+/// values average it.
+fn few(len: usize) -> f64 {
+    if len < 64 { 10.0 } else { 1.0 }
 }

@@ -129,7 +129,9 @@ fn backward(
             })
             .collect();
         let name = format!("{name}: dx, accumulate {accumulate}");
-        checks.push(compare(name, &dx.buffer, &behind(shift, &expected), 1e-6)?);
+        // Of two rows the gradient all but cancels.
+        let tolerance = if shape.rows * shape.dim < 64 { 1e-5 } else { 1e-6 };
+        checks.push(compare(name, &dx.buffer, &behind(shift, &expected), tolerance)?);
     }
     Ok(())
 }

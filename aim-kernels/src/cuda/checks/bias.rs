@@ -8,8 +8,8 @@ use super::shifted::{Shifted, behind, tail};
 use crate::cuda::CudaError;
 use crate::linear::bias;
 
-/// Largest relative error of a bf16 result: its one rounding is 1.7e-3.
-const ROUNDED: f64 = 3e-3;
+/// Largest relative error of a bf16 result: its one rounding is 1.7e-3 on average and 3.9e-3 at most.
+const ROUNDED: f64 = 4e-3;
 
 #[derive(Clone, Copy)]
 struct Case {
