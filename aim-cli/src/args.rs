@@ -50,6 +50,9 @@ pub(crate) enum Command {
     /// Look at data
     #[command(subcommand)]
     Data(Data),
+    /// Measure how fast this machine does parts of the work
+    #[command(subcommand)]
+    Bench(Bench),
     /// Describe this machine as far as it matters here
     Doctor(Json),
     /// Compile the CUDA kernels ahead of a run, and see what they need
@@ -351,13 +354,48 @@ pub(crate) struct ConfigShow {
 pub(crate) enum Data {
     /// Decode every image and list the ones that fail
     #[command(after_help = spec_help())]
-    Check(DataScan),
+    Check(DataCheck),
     /// Sizes, formats, classes, and the mean and standard deviation of pixels
     #[command(after_help = spec_help())]
     Stats(DataScan),
     /// Write images as WebDataset tar shards
     #[command(after_help = spec_help())]
     Pack(DataPack),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Bench {
+    /// Images a second from files to training crops, by stage
+    #[command(after_help = spec_help())]
+    Data(BenchData),
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct BenchData {
+    /// Images to load
+    #[arg(value_name = "SPEC")]
+    pub(crate) data: String,
+    /// How long to measure
+    #[arg(long, value_name = "N", default_value_t = 5.0)]
+    pub(crate) seconds: f64,
+    /// Loading threads; 0 takes one per core
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) workers: usize,
+    /// Side of the crops, in pixels
+    #[arg(long, value_name = "N", default_value_t = 224)]
+    pub(crate) size: u32,
+    /// Also normalise to f32, as training on a CPU does
+    #[arg(long)]
+    pub(crate) normalise: bool,
+    /// Size whose training would take the images: says whether it would wait for them
+    #[arg(long, value_name = "NAME")]
+    pub(crate) preset: Option<String>,
+    /// Card that it would run on: a name
+    #[arg(long, value_name = "CARD", default_value = "H200", value_parser = crate::card::parse)]
+    pub(crate) card: crate::card::Card,
+    /// Print JSON instead of a table
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Args, Debug)]
@@ -371,6 +409,21 @@ pub(crate) struct DataScan {
     /// Print JSON instead of a table
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct DataCheck {
+    #[command(flatten)]
+    pub(crate) scan: DataScan,
+    /// Also draw samples as the model sees them (training crop and flip) into a PNG
+    #[arg(long, value_name = "PNG")]
+    pub(crate) sheet: Option<PathBuf>,
+    /// Samples on the sheet
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub(crate) sheet_samples: u32,
+    /// Side of an image on the sheet in pixels: the size that the model gets
+    #[arg(long, value_name = "PIXELS", default_value_t = 112, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub(crate) sheet_size: u32,
 }
 
 #[derive(Args, Debug)]

@@ -95,7 +95,11 @@ fn a_wrong_kernel_is_named_and_the_rest_is_done() {
     let build = harness::Build::all().edit("gelu.cu", wrong).edit("cast.cu", wild);
     let Some(folder) = build.make() else { return };
     let mut command = aim();
-    harness::child_env_in(command.args(["gpu-check", "--only", "kernels"]), &folder, 0);
+    harness::child_env_in(
+        command.args(["gpu-check", "--only", "kernels", "--seed", "1"]),
+        &folder,
+        0,
+    );
     let output = command.output().unwrap();
     let (text, errors) = (stdout(&output), stderr(&output));
     assert_eq!(output.status.code(), Some(1), "{text}\n{errors}");

@@ -63,20 +63,39 @@ pub enum Error {
         problem: ShardProblem,
     },
 
+    /// Something in an object store or on a web server that cannot be had.
+    #[error(transparent)]
+    Remote(#[from] crate::remote::RemoteError),
+
     /// Options that contradict each other or the data.
     #[error("{0}")]
     Config(String),
 
     /// A loader state that belongs to other data.
     #[error(
-        "the loader state was made with other data: fingerprint {expected} in the state, {found} \
-         for the data given now. Give the data the run started with, or start a new run"
+        "the loader state was made with other data: {}. Give the data the run started with, or \
+         start a new run",
+        changed(expected, found, changes)
     )]
     StateMismatch {
         /// The fingerprint recorded in the state.
         expected: String,
         /// The fingerprint of the sources in use.
         found: String,
+        /// What has changed, in words; empty for a state that remembers the fingerprint only.
+        changes: Vec<String>,
+    },
+
+    /// Storage that did not answer, after all retries: not the sample's fault. To pass the sample
+    /// over would make the order depend on the weather.
+    #[error(
+        "{}: {}. Start again when the storage can be reached: the run goes on where it was",
+        defect.location,
+        defect.reason
+    )]
+    Unavailable {
+        /// The sample that was to be read, of kind [`DefectKind::Unavailable`].
+        defect: Box<Defect>,
     },
 
     /// More samples than tolerated could not be used.
@@ -137,6 +156,13 @@ impl Error {
         let path = path.into();
         move |source| Self::Io { op, path, source }
     }
+}
+
+fn changed(expected: &str, found: &str, changes: &[String]) -> String {
+    if changes.is_empty() {
+        return format!("fingerprint {expected} in the state, {found} for the data given now");
+    }
+    changes.join("; ")
 }
 
 fn list(defects: &[Defect]) -> String {
@@ -214,6 +240,9 @@ pub enum DefectKind {
     Truncated,
     /// The decoder refused the data.
     Corrupt,
+    /// The storage could not be reached, after all retries. A loader does not pass over such a
+    /// sample: it stops with [`Error::Unavailable`].
+    Unavailable,
 }
 
 impl fmt::Display for DefectKind {
@@ -225,6 +254,7 @@ impl fmt::Display for DefectKind {
             Self::TooLarge => "too large",
             Self::Truncated => "truncated",
             Self::Corrupt => "corrupt",
+            Self::Unavailable => "unavailable",
         })
     }
 }

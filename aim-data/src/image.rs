@@ -49,6 +49,15 @@ impl Image {
         &self.pixels
     }
 
+    pub(crate) fn view(&self) -> View<'_> {
+        let Self { width, height, channels, .. } = *self;
+        View { whole: (width, height), origin: (0, 0), width, channels, pixels: &self.pixels }
+    }
+
+    pub(crate) fn into_pixels(self) -> Vec<u8> {
+        self.pixels
+    }
+
     /// The same image with three channels.
     #[must_use]
     pub fn into_rgb(self) -> Self {
@@ -59,6 +68,19 @@ impl Image {
         gray_to_rgb(&self.pixels, &mut pixels);
         Self { channels: 3, pixels, ..self }
     }
+}
+
+/// Borrowed pixels of an image, or of a part of it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct View<'a> {
+    /// Width and height of the image.
+    pub(crate) whole: (u32, u32),
+    /// Where the first pixel lies in it: column and row.
+    pub(crate) origin: (u32, u32),
+    /// Pixels in a row of the part.
+    pub(crate) width: u32,
+    pub(crate) channels: u8,
+    pub(crate) pixels: &'a [u8],
 }
 
 /// Writes each gray byte three times.

@@ -6,13 +6,14 @@
 //! (seed, epoch, sample).
 //!
 //! - [`spec`]: the strings that name data (`wds:train-{000..127}.tar@0.8`), and opening them
-//! - [`source`]: random access to images in folders, tar shards, IDX and safetensors files, or
-//!   made on the spot
-//! - [`decode`]: JPEG, PNG and WebP to pixels, with limits
+//! - [`source`]: random access to images in folders, tar shards, ImageNet's downloads, MDS, parquet,
+//!   IDX and safetensors files, or made on the spot
+//! - [`decode`]: JPEG, PNG, WebP, GIF, BMP and TIFF to pixels, with limits
 //! - [`image`]: decoded pixels
 //! - [`augment`]: random resized crop, flip, resize and centre crop, as PIL computes them
 //! - [`sampler`]: the order of samples, and mixtures of sources
 //! - [`loader`]: batches in the background, for training and for evaluation
+//! - [`remote`]: tar shards in object stores and on web servers
 //! - [`pack`]: writing tar shards; [`check`]: finding every defect; [`stats`]: describing a source
 //!
 //! ```
@@ -40,11 +41,15 @@ pub mod image;
 pub mod loader;
 pub mod pack;
 mod random;
+pub mod remote;
 pub mod sampler;
 mod scan;
 pub mod source;
 pub mod spec;
 pub mod stats;
+
+#[doc(hidden)]
+pub use source::fuzzing::{TARGETS as FUZZ_TARGETS, Target as FuzzTarget};
 
 pub use error::{Defect, DefectKind, Error, Result};
 pub use scan::{OnProgress, Progress, ScanOptions};

@@ -44,8 +44,8 @@ pub struct PackReport {
 }
 
 /// Writes every sample of a source into tar shards that [`WebDataset`](crate::source::WebDataset)
-/// and the `webdataset` project read: `KEY.jpg` (`.png`, `.webp`) with the stored bytes unchanged,
-/// raw pixels as `KEY.png`, and the label as `KEY.cls`.
+/// and the `webdataset` project read: `KEY.jpg` (`.png`, `.webp`, …) with the stored bytes unchanged,
+/// raw pixels as `KEY.png`, the label as `KEY.cls`, text as `KEY.txt` and metadata as `KEY.json`.
 ///
 /// The same source gives the same bytes. A shard has its name only when it is complete and on
 /// disk: each is written to a temporary file in the same folder, synchronised and renamed.
@@ -81,8 +81,8 @@ pub fn pack(
     let mut shard: Option<ShardWriter> = None;
     let total = source.len();
     for index in 0..total {
-        match read_file(source, index) {
-            Ok((extension, bytes, label)) => {
+        match read_file(source, index).and_then(|file| Ok((file, beside(source, index)?))) {
+            Ok(((extension, bytes, label), beside)) => {
                 let key = unique_key(&source.key(index), index, &mut keys);
                 let writer = match &mut shard {
                     Some(writer) => writer,
@@ -91,6 +91,9 @@ pub fn pack(
                 writer.append(&format!("{key}.{extension}"), &bytes)?;
                 if let Some(label) = label {
                     writer.append(&format!("{key}.cls"), label.to_string().as_bytes())?;
+                }
+                for (extension, text) in beside {
+                    writer.append(&format!("{key}.{extension}"), text.as_bytes())?;
                 }
                 writer.samples += 1;
                 report.samples += 1;
@@ -135,6 +138,13 @@ fn refuse_existing(out_dir: &Path, prefix: &str) -> Result<()> {
     Ok(())
 }
 
+/// A sample's text and metadata, each with its extension.
+fn beside(source: &dyn Source, index: u64) -> Result<Vec<(&'static str, String)>, Defect> {
+    let metadata = source.metadata(index)?.map(|text| ("json", text));
+    let text = source.text(index)?.map(|text| ("txt", text));
+    Ok(metadata.into_iter().chain(text).collect())
+}
+
 /// A sample as an image file: extension, bytes and label.
 fn read_file(
     source: &dyn Source,
@@ -145,7 +155,9 @@ fn read_file(
     match payload {
         Payload::Encoded(bytes) => match ImageFormat::detect(&bytes) {
             Some(format) => Ok((format.extension(), bytes, label)),
-            None => fail(DefectKind::UnknownFormat, "expected JPEG, PNG or WebP"),
+            None => {
+                fail(DefectKind::UnknownFormat, &format!("expected {}", crate::decode::FORMATS))
+            }
         },
         Payload::Pixels(image) | Payload::Final(image) => match encode_png(&image) {
             Ok(bytes) => Ok(("png", bytes, label)),

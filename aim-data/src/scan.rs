@@ -1,10 +1,11 @@
 //! Visiting every sample of a source on several threads.
 
 use std::ops::ControlFlow;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::decode::{DecodeLimits, ImageFormat, decode};
-use crate::error::{Defect, Error, Result};
+use crate::error::{Defect, DefectKind, Error, Result};
 use crate::image::Image;
 use crate::source::{Payload, Sample, Source};
 
@@ -59,6 +60,9 @@ pub(crate) fn scan<T: Default + Send>(
     let total = source.len();
     let workers = options.workers.clamp(1, 1024);
     let (next, stop) = (AtomicU64::new(0), AtomicBool::new(false));
+    // Storage that does not answer is no defect of a sample, and each further one would wait as
+    // long for it.
+    let unavailable = OnceLock::new();
     let (finished, blocks) = crossbeam_channel::bounded(workers * 2);
     let work = |finished: crossbeam_channel::Sender<u64>| {
         let mut accumulator = T::default();
@@ -69,7 +73,15 @@ pub(crate) fn scan<T: Default + Send>(
             }
             let end = total.min(start + BLOCK);
             for index in start..end {
-                visit(&mut accumulator, index, load(source, index, &options.limits));
+                let loaded = load(source, index, &options.limits);
+                if let Err(defect) = &loaded
+                    && defect.kind == DefectKind::Unavailable
+                {
+                    unavailable.get_or_init(|| Box::new(defect.clone()));
+                    stop.store(true, Ordering::Relaxed);
+                    return accumulator;
+                }
+                visit(&mut accumulator, index, loaded);
             }
             if finished.send(end - start).is_err() {
                 break;
@@ -94,6 +106,9 @@ pub(crate) fn scan<T: Default + Send>(
         }
         handles.into_iter().map(|handle| handle.join()).collect()
     });
+    if let Some(defect) = unavailable.into_inner() {
+        return Err(Error::Unavailable { defect });
+    }
     if stop.load(Ordering::Relaxed) && done < total {
         return Err(Error::Cancelled { done, total });
     }

@@ -7,20 +7,31 @@ use std::sync::Arc;
 
 use crate::decode::DecodeLimits;
 use crate::error::{Error, Result};
+use crate::remote::{RemoteOptions, is_remote, redacted};
 use crate::sampler::Mixture;
 use crate::source::{
-    IdxSource, ImageFolder, Source, SyntheticSource, TensorSource, WebDataset, is_idx_folder,
+    IdxSource, MdsSource, Source, SyntheticSource, TensorSource, WebDataset, is_idx_folder,
+    open_folders, open_ilsvrc,
 };
 
 /// The accepted forms, for messages and help texts.
 pub const SPEC_FORMS: &str = "accepted forms:
   imagefolder:DIR                   images in one folder per class, or in one folder
-  wds:PATTERN                       tar shards: a file, a folder, *.tar, train-{000000..000127}.tar
+  wds:PATTERN                       tar shards: a file, a folder, *.tar, train-{000000..000127}.tar,
+                                    also at s3://BUCKET/, gs://BUCKET/, az://CONTAINER/, https://HOST/
+  parquet:PATTERN                   images in a column, as Hugging Face stores them (needs a build
+                                    with the feature `parquet`)
+  mds:DIR                           shards of MosaicML streaming: a folder with index.json
+  ilsvrc:DIR[#train|#val]           ImageNet as downloaded: ILSVRC2012_img_{train,val}.tar with the
+                                    devkit, or as Kaggle ships it; nothing is unpacked
   idx:IMAGES[,LABELS]               IDX files, gzipped or not
   idx:DIR[#train|#t10k]             a folder with the four files of MNIST or Fashion-MNIST
   tensors:FILE.safetensors[#NAME]   normalised images, f32 [images, 3, height, width]
   synthetic[:noise|stripes,n=N,size=PIXELS,classes=N,seed=N]
   PATH                              any of these, recognised by what is there
+  Names may be lists (a,b), braces ({0..9}, {a,b}) and wildcards (*, ?, [a-z]) in imagefolder, wds,
+  parquet and mds. After a PATTERN of wds, parquet or mds, ?image=jpg,png&label=cls chooses the
+  extensions or columns (also text= and metadata=; none leaves one out).
   and @WEIGHT after any of them for its share in a mixture";
 
 /// A parsed data specification with its weight in a mixture.
@@ -40,6 +51,17 @@ pub enum SpecKind {
     ImageFolder(PathBuf),
     /// `wds:PATTERN`
     WebDataset(String),
+    /// `parquet:PATTERN`
+    Parquet(String),
+    /// `mds:PATTERN`
+    Mds(String),
+    /// `ilsvrc:PATH[#SPLIT]`
+    Ilsvrc {
+        /// Folder with the downloads, or one of the tar files.
+        path: PathBuf,
+        /// `train` or `val`.
+        split: Option<String>,
+    },
     /// `idx:IMAGES[,LABELS]`
     Idx {
         /// Images.
@@ -66,17 +88,20 @@ pub enum SpecKind {
 }
 
 /// What opening needs to know beside the specification.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OpenOptions {
     /// Limits on files and images.
     pub limits: DecodeLimits,
     /// Size (height, width) in pixels of generated images that state none.
     pub synthetic_size: (u32, u32),
+    /// How shards in object stores and on web servers are read; without it, as the
+    /// [environment](RemoteOptions::from_env) says.
+    pub remote: Option<RemoteOptions>,
 }
 
 impl Default for OpenOptions {
     fn default() -> Self {
-        Self { limits: DecodeLimits::default(), synthetic_size: (32, 32) }
+        Self { limits: DecodeLimits::default(), synthetic_size: (32, 32), remote: None }
     }
 }
 
@@ -106,8 +131,10 @@ impl FromStr for DataSpec {
 
     fn from_str(spec: &str) -> Result<Self> {
         let (text, weight) = split_weight(spec)?;
-        let fail = |reason: String| Error::Spec { spec: spec.to_owned(), reason };
+        let fail = |reason: String| Error::Spec { spec: redacted(spec), reason };
         let (scheme, rest) = match text.split_once(':') {
+            // A URL alone names tar shards.
+            _ if is_remote(text) => ("wds", text),
             // A single letter is a drive, anything with a separator a path.
             Some((scheme, rest)) if scheme.len() > 1 && !scheme.contains(['/', '\\', '.']) => {
                 (scheme, rest)
@@ -121,6 +148,9 @@ impl FromStr for DataSpec {
         let kind = match scheme {
             "imagefolder" => SpecKind::ImageFolder(rest.into()),
             "wds" => SpecKind::WebDataset(rest.to_owned()),
+            "parquet" => SpecKind::Parquet(rest.to_owned()),
+            "mds" => SpecKind::Mds(rest.to_owned()),
+            "ilsvrc" => ilsvrc_spec(rest),
             "idx" => idx_spec(rest),
             "synthetic" => {
                 SyntheticSource::parse(rest, (1, 1))?;
@@ -149,7 +179,7 @@ fn split_weight(spec: &str) -> Result<(&str, f64)> {
         Ok(weight) if weight.is_finite() && weight > 0.0 => Ok((text, weight)),
         Ok(_) => {
             let reason = format!("weight `{weight}`: expected a number above 0");
-            Err(Error::Spec { spec: spec.to_owned(), reason })
+            Err(Error::Spec { spec: redacted(spec), reason })
         }
     }
 }
@@ -160,6 +190,11 @@ fn split_fragment(text: &str) -> (&str, Option<&str>) {
         Some((path, name)) if !Path::new(text).exists() => (path, Some(name)),
         _ => (text, None),
     }
+}
+
+fn ilsvrc_spec(text: &str) -> SpecKind {
+    let (path, split) = split_fragment(text);
+    SpecKind::Ilsvrc { path: path.into(), split: split.map(str::to_owned) }
 }
 
 fn idx_spec(text: &str) -> SpecKind {
@@ -176,6 +211,35 @@ fn idx_spec(text: &str) -> SpecKind {
     }
 }
 
+#[cfg(feature = "parquet")]
+fn open_parquet(pattern: &str, limits: DecodeLimits) -> Result<Arc<dyn Source>> {
+    Ok(Arc::new(crate::source::ParquetSource::open(pattern, limits)?))
+}
+
+#[cfg(not(feature = "parquet"))]
+fn open_parquet(pattern: &str, _: DecodeLimits) -> Result<Arc<dyn Source>> {
+    let reason =
+        "this build reads no parquet: build with `--features parquet`, or write the images \
+                  as tar shards"
+            .into();
+    Err(Error::Spec { spec: format!("parquet:{pattern}"), reason })
+}
+
+fn is_ilsvrc_tar(name: &std::ffi::OsStr) -> bool {
+    ["train", "val"].iter().any(|split| name == format!("ILSVRC2012_img_{split}.tar").as_str())
+}
+
+fn is_ilsvrc_folder(path: &Path) -> bool {
+    ["train", "val"].iter().any(|split| path.join(format!("ILSVRC2012_img_{split}.tar")).is_file())
+        || path.join("LOC_synset_mapping.txt").is_file()
+}
+
+/// Whether a folder directly holds a file of this extension.
+fn glob_has(folder: &Path, extension: &str) -> bool {
+    let files = std::fs::read_dir(folder).into_iter().flatten().filter_map(Result::ok);
+    files.map(|entry| entry.path()).any(|path| path.extension().is_some_and(|e| e == extension))
+}
+
 /// Tells what a bare path is by what lies there.
 fn recognise(text: &str) -> Result<SpecKind, String> {
     let (fragmentless, fragment) = split_fragment(text);
@@ -185,17 +249,33 @@ fn recognise(text: &str) -> Result<SpecKind, String> {
         if is_idx_folder(path) {
             return Ok(idx_spec(text));
         }
+        if path.join("index.json").is_file() {
+            return Ok(SpecKind::Mds(text.to_owned()));
+        }
+        if is_ilsvrc_folder(path) {
+            return Ok(ilsvrc_spec(text));
+        }
+        let has_parquet = glob_has(path, "parquet");
         let has_shard = std::fs::read_dir(path)
             .map_err(|error| format!("cannot list {text}: {error}"))?
             .filter_map(Result::ok)
             .any(|entry| entry.path().extension().is_some_and(|extension| extension == "tar"));
         return Ok(if has_shard {
             SpecKind::WebDataset(text.to_owned())
+        } else if has_parquet {
+            SpecKind::Parquet(text.to_owned())
         } else {
             SpecKind::ImageFolder(text.into())
         });
     }
-    if lower.ends_with(".tar") {
+    let lower_path = lower.split('?').next().unwrap_or_default();
+    if lower_path.ends_with(".parquet") {
+        return Ok(SpecKind::Parquet(text.to_owned()));
+    }
+    if path.file_name().is_some_and(is_ilsvrc_tar) {
+        return Ok(ilsvrc_spec(text));
+    }
+    if lower_path.ends_with(".tar") {
         return Ok(SpecKind::WebDataset(text.to_owned()));
     }
     if lower.ends_with(".safetensors") {
@@ -219,8 +299,15 @@ impl DataSpec {
     pub fn open(&self, options: &OpenOptions) -> Result<Arc<dyn Source>> {
         let limits = options.limits;
         Ok(match &self.kind {
-            SpecKind::ImageFolder(dir) => Arc::new(ImageFolder::open(dir, limits)?),
-            SpecKind::WebDataset(pattern) => Arc::new(WebDataset::open(pattern, limits)?),
+            SpecKind::ImageFolder(dir) => Arc::from(open_folders(dir, limits)?),
+            SpecKind::Parquet(pattern) => open_parquet(pattern, limits)?,
+            SpecKind::Mds(pattern) => Arc::new(MdsSource::open(pattern, limits)?),
+            SpecKind::Ilsvrc { path, split } => {
+                Arc::from(open_ilsvrc(path, split.as_deref(), limits)?)
+            }
+            SpecKind::WebDataset(pattern) => {
+                Arc::new(WebDataset::open_with(pattern, limits, options.remote.as_ref())?)
+            }
             SpecKind::Idx { images, labels } => {
                 Arc::new(IdxSource::open(images, labels.as_deref())?)
             }
@@ -242,6 +329,14 @@ impl fmt::Display for DataSpec {
         match &self.kind {
             SpecKind::ImageFolder(dir) => write!(f, "imagefolder:{}", dir.display())?,
             SpecKind::WebDataset(pattern) => write!(f, "wds:{pattern}")?,
+            SpecKind::Parquet(pattern) => write!(f, "parquet:{pattern}")?,
+            SpecKind::Mds(pattern) => write!(f, "mds:{pattern}")?,
+            SpecKind::Ilsvrc { path, split } => {
+                write!(f, "ilsvrc:{}", path.display())?;
+                if let Some(split) = split {
+                    write!(f, "#{split}")?;
+                }
+            }
             SpecKind::Idx { images, labels } => {
                 write!(f, "idx:{}", images.display())?;
                 if let Some(labels) = labels {
@@ -275,6 +370,11 @@ mod tests {
             "idx:/data/mnist#t10k",
             "synthetic",
             "synthetic:noise,n=8@2",
+            "parquet:/data/train-*.parquet?image=img&label=none@3",
+            "mds:/data/{a,b}",
+            "ilsvrc:/data/imagenet#val",
+            "ilsvrc:/data/imagenet",
+            "wds:/data/a.tar?image=seg.png",
             "tensors:x.safetensors#pixels",
             "tensors:x.safetensors",
         ] {
@@ -289,6 +389,15 @@ mod tests {
             let message = bad.parse::<DataSpec>().unwrap_err().to_string();
             assert!(message.contains("imagefolder:DIR"), "{message}");
             assert!(message.contains(bad), "{message}");
+        }
+    }
+
+    #[cfg(not(feature = "object-store"))]
+    #[test]
+    fn without_object_stores_urls_name_the_feature_to_build() {
+        for url in ["s3://bucket/train/*.tar", "wds:https://host/{00..09}.tar"] {
+            let message = open(url).err().map(|error| error.to_string()).unwrap_or_default();
+            assert!(message.contains("--features object-store"), "{message}");
         }
     }
 

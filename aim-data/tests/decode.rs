@@ -43,6 +43,15 @@ fn lossless_files_decode_exactly() {
         "rgb16.png",
         "gray16.png",
         "lossless.webp",
+        "animated.gif",
+        "transparent.gif",
+        "rgb.bmp",
+        "palette.bmp",
+        "lzw.tif",
+        "gray.tif",
+        "gray16.tif",
+        "turned.tif",
+        "turned.png",
     ] {
         let (mean, largest) = difference(name);
         // Composing over white may round the other way.
@@ -98,7 +107,7 @@ fn a_header_of_3_6_gigapixels_is_refused_before_anything_is_allocated() {
 
 #[test]
 fn limits_hold_for_every_format() {
-    for name in ["baseline.jpg", "rgba.png", "lossy.webp"] {
+    for name in ["baseline.jpg", "rgba.png", "lossy.webp", "animated.gif", "rgb.bmp", "lzw.tif"] {
         let bytes = read(name);
         let few_pixels = DecodeLimits { max_pixels: 26 * 20 - 1, ..DecodeLimits::default() };
         assert_eq!(kind(&bytes, &few_pixels), DefectKind::TooLarge, "{name}");
@@ -113,7 +122,7 @@ fn what_is_no_image_is_named() {
     assert_eq!(kind(b"", &limits), DefectKind::Empty);
     for (bytes, what) in [
         (&b"<html>404</html>"[..], "HTML"),
-        (b"GIF89a...", "GIF"),
+        (b"%PDF-1.7", "PDF"),
         (b"\0\0\0\x20ftypavif", "AVIF"),
         (b"hello", "`hello`"),
     ] {
@@ -125,10 +134,27 @@ fn what_is_no_image_is_named() {
 
 #[test]
 fn truncated_files_are_errors_at_every_length() {
-    for name in ["baseline.jpg", "progressive.jpg", "cmyk.jpg", "rgba.png", "lossy.webp"] {
+    for name in [
+        "baseline.jpg",
+        "progressive.jpg",
+        "cmyk.jpg",
+        "rgba.png",
+        "lossy.webp",
+        "transparent.gif",
+        "rgb.bmp",
+        "palette.bmp",
+        "lzw.tif",
+    ] {
         let bytes = read(name);
-        // The last bytes of a PNG (its empty end chunk) carry no pixel.
-        let end = bytes.len() - if name.ends_with("png") { 13 } else { 1 };
+        // The last bytes carry no pixel: a PNG's empty end chunk, a GIF's last codes and trailer,
+        // a BMP's padding, what follows the pixels in a TIFF.
+        let end = bytes.len()
+            - match name.rsplit('.').next() {
+                Some("png") => 13,
+                Some("gif") => 8,
+                Some("bmp" | "tif") => 3,
+                _ => 1,
+            };
         for len in 1..end {
             assert!(
                 decode(&bytes[..len], &DecodeLimits::default()).is_err(),
@@ -143,11 +169,13 @@ proptest! {
     /// Damage is an error or other pixels, never a panic, a hang or a large allocation.
     #[test]
     fn damaged_files_never_panic(
-        which in 0usize..6,
+        which in 0usize..10,
         damage in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),
     ) {
-        let names =
-            ["baseline.jpg", "progressive.jpg", "ycck.jpg", "palette.png", "rgb16.png", "lossy.webp"];
+        let names = [
+            "baseline.jpg", "progressive.jpg", "ycck.jpg", "palette.png", "rgb16.png", "lossy.webp",
+            "animated.gif", "palette.bmp", "lzw.tif", "turned.tif",
+        ];
         let mut bytes = read(names[which]);
         for (at, value) in damage {
             let at = at.index(bytes.len());

@@ -1,7 +1,8 @@
 //! What the benchmarks share: sizes, a training step on synthetic images, and the yardsticks beside the times.
 //!
 //! `cargo bench -p benches --bench step` times whole training steps, `--bench kernels` single kernels, `--bench cuda` both
-//! on a GPU; a word after `--` picks cases by name (`-- nano/all_rows`). Nothing here asserts a time.
+//! on a GPU, `--bench data` decoding and augmentation; a word after `--` picks cases by name (`-- nano/all_rows`). Nothing
+//! here asserts a time.
 //!
 //! | module | what |
 //! |---|---|

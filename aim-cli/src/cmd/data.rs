@@ -1,5 +1,7 @@
 //! `aim-cli data`: look at sources of images, and pack them.
 
+mod sheet;
+
 use std::num::NonZero;
 use std::ops::ControlFlow;
 use std::time::Duration;
@@ -10,7 +12,7 @@ use aim_data::stats::{Range, Stats, stats};
 use aim_data::{Defect, Progress as Scanned, ScanOptions};
 use anyhow::{Result, bail};
 
-use crate::args::{Data, DataPack, DataScan};
+use crate::args::{Data, DataCheck, DataPack, DataScan};
 use crate::progress::{Pace, Progress};
 use crate::stdout;
 use crate::table::{Table, bytes, thousands};
@@ -66,7 +68,8 @@ fn counts<K: std::fmt::Display>(counts: impl IntoIterator<Item = (K, u64)>) -> S
     each.join(", ")
 }
 
-fn run_check(args: &DataScan, quiet: bool) -> Result<()> {
+fn run_check(args: &DataCheck, quiet: bool) -> Result<()> {
+    let DataCheck { scan: args, sheet, sheet_samples, sheet_size } = args;
     let source = aim_data::spec::open(&args.data)?;
     let report = with_progress(quiet, "checking", source.len(), |progress| {
         check(&*source, &options(args), progress)
@@ -86,6 +89,10 @@ fn run_check(args: &DataScan, quiet: bool) -> Result<()> {
         ));
         stdout::print(&text)?;
     }
+    if let (Some(path), 1..) = (sheet, report.good) {
+        let shown = sheet::write(source, *sheet_samples, *sheet_size, path)?;
+        crate::progress::note(quiet, &format!("{shown} samples drawn in {}", path.display()));
+    }
     if !report.defects.is_empty() {
         bail!("{} of {} samples cannot be used", report.defects.len(), report.samples);
     }
@@ -100,7 +107,8 @@ fn run_stats(args: &DataScan, quiet: bool) -> Result<()> {
     if args.json {
         return stdout::print_json(&found);
     }
-    stdout::print(&stats_text(&found, source.class_names()))
+    let notes: String = source.notes().iter().map(|note| format!("note: {note}\n")).collect();
+    stdout::print(&format!("{}{notes}", stats_text(&found, source.class_names())))
 }
 
 fn stats_text(found: &Stats, class_names: Option<&[String]>) -> String {

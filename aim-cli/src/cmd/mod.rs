@@ -1,5 +1,6 @@
 //! One file per command, thin over the library crates.
 
+mod bench;
 mod completions;
 mod config;
 mod data;
@@ -49,6 +50,7 @@ pub(crate) fn run(cli: Cli) -> Result<Outcome> {
         Command::Presets(args) => presets::run(&args).map(done),
         Command::Config(args) => config::run(&args).map(done),
         Command::Data(args) => data::run(&args, cli.quiet).map(done),
+        Command::Bench(args) => bench::run(&args).map(done),
         Command::Doctor(args) => doctor::run(&args).map(done),
         Command::Kernels(args) => kernels::run(&args, cli.quiet).map(done),
         Command::GpuCheck(args) => gpu_check::run(&args, cli.quiet).map(done),

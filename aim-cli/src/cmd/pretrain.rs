@@ -127,7 +127,7 @@ impl View {
                     self.progress.warn(&format!("skipped {}", skipped.defect));
                 } else if self.skipped == Self::NAMED + 1 {
                     self.progress
-                        .warn("more images are skipped; `aim-cli data check` lists them all");
+                        .warn("more images are skipped; skipped.jsonl in the run directory names them all");
                 }
             }
             Event::Step(metrics) => self.step(metrics),

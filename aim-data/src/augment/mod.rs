@@ -3,21 +3,27 @@
 //! Every random choice comes from an [`AugmentKey`], so that a sample's pixels depend on neither
 //! the thread that made them nor what was made before.
 
+mod color_jitter;
+#[cfg(target_arch = "x86_64")]
+mod filter_x86;
 mod flip;
 mod random_resized_crop;
 mod resample;
 mod resize;
 
+use crate::decode::{DecodeError, DecodeLimits, Part};
 use crate::error::{Error, Result};
-use crate::image::{Image, gray_to_rgb};
+use crate::image::{Image, View, gray_to_rgb};
 use crate::random::{Purpose, Rng};
 
 pub use crate::random::AugmentKey;
+pub use color_jitter::ColorJitter;
 pub use flip::HorizontalFlip;
 pub use random_resized_crop::RandomResizedCrop;
 pub use resize::ResizeCenterCrop;
 
-use resize::Resizer;
+use color_jitter::Changes;
+use resize::{Region, Resizer};
 
 /// Largest output side, in pixels.
 const MAX_SIDE: u32 = 1 << 13;
@@ -26,18 +32,18 @@ const MAX_SIDE: u32 = 1 << 13;
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[non_exhaustive]
 pub enum Transform {
-    /// Random crop, resize and flip: for training.
-    Train(RandomResizedCrop, HorizontalFlip),
+    /// Random crop, resize, flip and changes of colour: for training.
+    Train(RandomResizedCrop, HorizontalFlip, ColorJitter),
     /// Resize and centre crop: for validation, probes and features.
     Eval(ResizeCenterCrop),
 }
 
 impl Transform {
     /// AIM's training transform: scale 0.4 to 1, ratio 3/4 to 4/3, flip with probability 1/2
-    /// (paper, appendix on hyperparameters).
+    /// (paper, appendix on hyperparameters), colours as they are.
     #[must_use]
     pub fn train() -> Self {
-        Self::Train(RandomResizedCrop::default(), HorizontalFlip::default())
+        Self::Train(RandomResizedCrop::default(), HorizontalFlip::default(), ColorJitter::default())
     }
 
     /// The usual evaluation transform: resize to size / 0.875, crop the centre.
@@ -48,7 +54,11 @@ impl Transform {
 
     fn validate(&self) -> Result<()> {
         match self {
-            Self::Train(crop, flip) => crop.validate().and_then(|()| flip.validate()),
+            Self::Train(crop, flip, jitter) => {
+                crop.validate()?;
+                flip.validate()?;
+                jitter.validate()
+            }
             Self::Eval(resize) => resize.validate(),
         }
     }
@@ -61,6 +71,16 @@ pub struct Preprocessor {
     width: u32,
     resizer: Resizer,
     gray: Vec<u8>,
+    part: Part,
+    choice: Option<Choice>,
+}
+
+/// What was drawn for an image.
+#[derive(Debug, Clone, Copy)]
+struct Choice {
+    region: Region,
+    flip: bool,
+    changes: Changes,
 }
 
 impl Preprocessor {
@@ -74,7 +94,15 @@ impl Preprocessor {
             return Err(Error::Config(text));
         }
         transform.validate()?;
-        Ok(Self { transform, height, width, resizer: Resizer::new(), gray: Vec::new() })
+        Ok(Self {
+            transform,
+            height,
+            width,
+            resizer: Resizer::new(),
+            gray: Vec::new(),
+            part: Part::default(),
+            choice: None,
+        })
     }
 
     /// Bytes of one output: height x width x 3.
@@ -88,33 +116,92 @@ impl Preprocessor {
     /// # Errors
     /// [`Error::Config`] when `out` has another length than [`output_len`](Self::output_len).
     pub fn apply(&mut self, image: &Image, key: AugmentKey, out: &mut [u8]) -> Result<()> {
-        if out.len() != self.output_len() {
-            let (found, expected) = (out.len(), self.output_len());
-            return Err(Error::Config(format!("output of {found} bytes, expected {expected}")));
-        }
-        let (region, flip) = match &self.transform {
-            Transform::Train(crop, flip) => {
+        let choice = self.choose(image.width(), image.height(), key);
+        let Self { height, width, resizer, gray, .. } = self;
+        write(image.view(), choice, (*width, *height), resizer, gray, out)
+    }
+
+    /// Decodes an image file, or the part of it that `key` chooses: faster than decoding it and
+    /// then [`apply`](Self::apply), with the same pixels in the end. [`render`](Self::render) makes
+    /// the output.
+    ///
+    /// # Errors
+    /// A [`DecodeError`] for what [`decode`](crate::decode::decode) refuses; a file broken outside
+    /// the part that is used may pass.
+    pub fn decode(
+        &mut self,
+        bytes: &[u8],
+        limits: &DecodeLimits,
+        key: AugmentKey,
+    ) -> Result<(), DecodeError> {
+        let mut choice = None;
+        let mut part = std::mem::take(&mut self.part);
+        let outcome = part.decode(bytes, limits, &mut |width, height| {
+            let chosen = self.choose(width, height, key);
+            choice = Some(chosen);
+            chosen.region.needs((width, height), self.width, self.height)
+        });
+        self.part = part;
+        self.choice = choice.filter(|_| outcome.is_ok());
+        outcome
+    }
+
+    /// Transforms what was decoded last and writes it as [`apply`](Self::apply) does.
+    ///
+    /// # Errors
+    /// [`Error::Config`] when nothing was decoded, or `out` has a wrong length.
+    pub fn render(&mut self, out: &mut [u8]) -> Result<()> {
+        let Some(choice) = self.choice else {
+            return Err(Error::Config("no image was decoded".into()));
+        };
+        let Self { height, width, resizer, gray, part, .. } = self;
+        write(part.view(), choice, (*width, *height), resizer, gray, out)
+    }
+
+    fn choose(&self, width: u32, height: u32, key: AugmentKey) -> Choice {
+        match &self.transform {
+            Transform::Train(crop, flip, jitter) => {
                 let mut rng = Rng::new(Purpose::Augment, key);
-                // The crop draws first, then the flip: a fixed order is part of the definition.
-                let region = crop.sample(image.width(), image.height(), &mut rng);
-                (region, flip.sample(&mut rng))
+                // The crop draws first, then the flip, then the colours: a fixed order is part of
+                // the definition.
+                let region = crop.sample(width, height, &mut rng);
+                let flip = flip.sample(&mut rng);
+                Choice { region, flip, changes: jitter.sample(&mut rng) }
             }
             Transform::Eval(resize) => {
-                (resize.region(image.width(), image.height(), self.height, self.width), false)
+                let region = resize.region(width, height, self.height, self.width);
+                Choice { region, flip: false, changes: [None; 4] }
             }
-        };
-        if image.channels() == 3 {
-            self.resizer.resize(image, &region, self.width, self.height, out);
-        } else {
-            self.gray.resize(out.len() / 3, 0);
-            self.resizer.resize(image, &region, self.width, self.height, &mut self.gray);
-            gray_to_rgb(&self.gray, out);
         }
-        if flip {
-            flip::flip_rows(out, self.width as usize);
-        }
-        Ok(())
     }
+}
+
+/// Resamples what was chosen of an image, and flips it.
+fn write(
+    image: View<'_>,
+    choice: Choice,
+    (width, height): (u32, u32),
+    resizer: &mut Resizer,
+    gray: &mut Vec<u8>,
+    out: &mut [u8],
+) -> Result<()> {
+    let expected = height as usize * width as usize * 3;
+    if out.len() != expected {
+        let found = out.len();
+        return Err(Error::Config(format!("output of {found} bytes, expected {expected}")));
+    }
+    if image.channels == 3 {
+        resizer.resize(image, &choice.region, width, height, out);
+    } else {
+        gray.resize(out.len() / 3, 0);
+        resizer.resize(image, &choice.region, width, height, gray);
+        gray_to_rgb(gray, out);
+    }
+    if choice.flip {
+        flip::flip_rows(out, width as usize);
+    }
+    color_jitter::apply(&choice.changes, out);
+    Ok(())
 }
 
 impl std::fmt::Debug for Preprocessor {
@@ -125,7 +212,7 @@ impl std::fmt::Debug for Preprocessor {
 }
 
 /// Which part of an image is resampled to the output.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub(crate) struct CropBox {
     pub(crate) left: u32,
     pub(crate) top: u32,

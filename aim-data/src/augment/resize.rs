@@ -3,7 +3,7 @@
 use super::CropBox;
 use super::resample::{Resampler, Span};
 use crate::error::{Error, Result};
-use crate::image::Image;
+use crate::image::View;
 
 /// Resize so that the centre crop of the output's size is `crop_ratio` of the resized image's
 /// shorter side, then crop it: 224 pixels are cut from 256 with the usual 0.875.
@@ -77,6 +77,19 @@ pub(crate) enum Region {
     Window { x: Span, y: Span },
 }
 
+impl Region {
+    /// The pixels that resampling to `width` x `height` reads, of an image of `whole` pixels.
+    pub(crate) fn needs(&self, whole: (u32, u32), width: u32, height: u32) -> CropBox {
+        let (x, y) = match *self {
+            Self::Crop(part) => return part,
+            Self::Window { x, y } => (x, y),
+        };
+        let ((left, width), (top, height)) =
+            (x.reach(whole.0, width as usize), y.reach(whole.1, height as usize));
+        CropBox { left, top, width, height }
+    }
+}
+
 /// Resamples regions of images, keeping its working memory between them.
 pub(crate) struct Resizer(Resampler);
 
@@ -85,21 +98,28 @@ impl Resizer {
         Self(Resampler::new())
     }
 
+    /// One that uses no instructions beyond the build's baseline in its main loop.
+    #[cfg(test)]
+    pub(crate) fn without_vectors() -> Self {
+        Self(Resampler::without_vectors())
+    }
+
     /// Resamples a region to `width` x `height` pixels of the image's channels. `out` has room for
     /// exactly that, and the region lies inside the image.
     pub(crate) fn resize(
         &mut self,
-        image: &Image,
+        image: View<'_>,
         region: &Region,
         width: u32,
         height: u32,
         out: &mut [u8],
     ) {
-        let whole = CropBox { left: 0, top: 0, width: image.width(), height: image.height() };
+        let (whole_width, whole_height) = image.whole;
+        let whole = CropBox { left: 0, top: 0, width: whole_width, height: whole_height };
         let (part, spans) = match *region {
             Region::Crop(part) => {
                 if part == whole && (part.width, part.height) == (width, height) {
-                    out.copy_from_slice(image.pixels());
+                    out.copy_from_slice(image.pixels);
                     return;
                 }
                 let span = |length| Span { start: 0.0, length: f64::from(length) };

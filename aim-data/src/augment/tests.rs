@@ -52,7 +52,7 @@ fn resampling_agrees_with_pillow() {
         };
         let expected = fixture(case["expected"].as_str().unwrap());
         let mut found = vec![0; expected.pixels().len()];
-        Resizer::new().resize(image, &region, width, height, &mut found);
+        Resizer::new().resize(image.view(), &region, width, height, &mut found);
         let differences: Vec<u32> =
             found.iter().zip(expected.pixels()).map(|(a, b)| u32::from(a.abs_diff(*b))).collect();
         let mean = f64::from(differences.iter().sum::<u32>()) / differences.len() as f64;
@@ -69,7 +69,7 @@ fn images_of_the_output_size_are_left_alone() {
     preprocessor.apply(&image, AugmentKey::default(), &mut out).unwrap();
     assert_eq!(out, image.clone().into_rgb().pixels());
     let whole = RandomResizedCrop { scale: (1.0, 1.0), ratio: (1.0, 1.0) };
-    let train = Transform::Train(whole, HorizontalFlip { p: 0.0 });
+    let train = Transform::Train(whole, HorizontalFlip { p: 0.0 }, ColorJitter::default());
     let mut preprocessor = Preprocessor::new(train, 28, 28).unwrap();
     preprocessor.apply(&image, AugmentKey::default(), &mut out).unwrap();
     assert_eq!(out, image.into_rgb().pixels());
@@ -95,7 +95,7 @@ fn gray_gives_what_its_rgb_copy_gives() {
 fn half_of_the_images_are_flipped() {
     let image = ramp(4, 4, 3);
     let whole = RandomResizedCrop { scale: (1.0, 1.0), ratio: (1.0, 1.0) };
-    let transform = Transform::Train(whole, HorizontalFlip::default());
+    let transform = Transform::Train(whole, HorizontalFlip::default(), ColorJitter::default());
     let mut preprocessor = Preprocessor::new(transform, 4, 4).unwrap();
     let mut out = vec![0; preprocessor.output_len()];
     let flipped = (0..2000)
@@ -126,7 +126,8 @@ fn crop_sizes_are_distributed_as_in_torchvision() {
 #[test]
 fn parameters_that_make_no_sense_are_refused() {
     let crop = |scale, ratio| {
-        Transform::Train(RandomResizedCrop { scale, ratio }, HorizontalFlip { p: 0.5 })
+        let crop = RandomResizedCrop { scale, ratio };
+        Transform::Train(crop, HorizontalFlip { p: 0.5 }, ColorJitter::default())
     };
     let bad = [
         crop((0.0, 1.0), (1.0, 1.0)),
@@ -134,7 +135,16 @@ fn parameters_that_make_no_sense_are_refused() {
         crop((0.5, 1.5), (1.0, 1.0)),
         crop((0.5, 1.0), (2.0, 1.0)),
         crop((f64::NAN, 1.0), (1.0, 1.0)),
-        Transform::Train(RandomResizedCrop::default(), HorizontalFlip { p: 1.5 }),
+        Transform::Train(
+            RandomResizedCrop::default(),
+            HorizontalFlip { p: 1.5 },
+            ColorJitter::default(),
+        ),
+        Transform::Train(
+            RandomResizedCrop::default(),
+            HorizontalFlip::default(),
+            ColorJitter { hue: 0.7, ..ColorJitter::default() },
+        ),
         Transform::Eval(ResizeCenterCrop { crop_ratio: 0.0 }),
     ];
     for transform in bad {
@@ -142,6 +152,44 @@ fn parameters_that_make_no_sense_are_refused() {
     }
     assert!(Preprocessor::new(Transform::eval(), 0, 8).is_err());
     assert!(Preprocessor::new(Transform::eval(), 8, 1 << 20).is_err());
+}
+
+/// A crop decoded alone and a crop of the whole image are the same to the bit.
+#[test]
+fn decoding_the_part_alone_changes_nothing() {
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+    let names = ["photo_420.jpg", "photo_422.jpg", "photo_444.jpg", "photo_restarts.jpg"];
+    let others = ["progressive.jpg", "gray.jpg", "cmyk.jpg", "rotated.jpg", "rgba.png"];
+    let photos = names.map(|name| folder.join("baseline").join(name));
+    let paths = photos.into_iter().chain(others.map(|name| folder.join("decode").join(name)));
+    for path in paths {
+        let bytes = std::fs::read(&path).unwrap();
+        let limits = DecodeLimits::default();
+        let image = decode(&bytes, &limits).unwrap();
+        let small = RandomResizedCrop { scale: (0.01, 1.0), ..RandomResizedCrop::default() };
+        let small = Transform::Train(small, HorizontalFlip::default(), ColorJitter::default());
+        for transform in [Transform::train(), small, Transform::eval()] {
+            let mut preprocessor = Preprocessor::new(transform, 20, 28).unwrap();
+            let mut outs = [vec![0; preprocessor.output_len()], vec![0; preprocessor.output_len()]];
+            for index in 0..200 {
+                let key = AugmentKey { index, ..AugmentKey::default() };
+                preprocessor.apply(&image, key, &mut outs[0]).unwrap();
+                preprocessor.decode(&bytes, &limits, key).unwrap();
+                preprocessor.render(&mut outs[1]).unwrap();
+                assert!(outs[0] == outs[1], "{} under {key:?}", path.display());
+            }
+        }
+    }
+}
+
+#[test]
+fn rendering_needs_a_decoded_image() {
+    let mut preprocessor = Preprocessor::new(Transform::train(), 8, 8).unwrap();
+    let mut out = vec![0; preprocessor.output_len()];
+    assert!(preprocessor.render(&mut out).is_err());
+    let limits = DecodeLimits::default();
+    assert!(preprocessor.decode(b"no image", &limits, AugmentKey::default()).is_err());
+    assert!(preprocessor.render(&mut out).is_err());
 }
 
 fn side() -> impl Strategy<Value = u32> {
@@ -169,6 +217,31 @@ proptest! {
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
+    /// The same integers, with and without vector instructions.
+    #[test]
+    fn instructions_do_not_change_pixels(
+        width in side(),
+        height in prop_oneof![Just(1u32), 1u32..60],
+        out_height in 1u32..40,
+        out_width in 1u32..40,
+        index: u64,
+    ) {
+        let image = ramp(width, height, 3);
+        for transform in [Transform::train(), Transform::eval()] {
+            let mut outs = [true, false].map(|vectors| {
+                let mut preprocessor = Preprocessor::new(transform, out_height, out_width).unwrap();
+                if !vectors {
+                    preprocessor.resizer = Resizer::without_vectors();
+                }
+                let mut out = vec![0; preprocessor.output_len()];
+                let key = AugmentKey { index, ..AugmentKey::default() };
+                preprocessor.apply(&image, key, &mut out).unwrap();
+                out
+            });
+            prop_assert_eq!(std::mem::take(&mut outs[0]), std::mem::take(&mut outs[1]));
+        }
+    }
+
     #[test]
     fn any_image_size_gives_any_output_size(
         width in side(),

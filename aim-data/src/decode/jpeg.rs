@@ -1,4 +1,4 @@
-//! JPEG, by `zune-jpeg`.
+//! JPEG: by our own decoder where it applies, else by `zune-jpeg`.
 
 use image::metadata::Orientation;
 use zune_jpeg::JpegDecoder;
@@ -6,6 +6,7 @@ use zune_jpeg::zune_core::bytestream::ZCursor;
 use zune_jpeg::zune_core::colorspace::ColorSpace;
 use zune_jpeg::zune_core::options::DecoderOptions;
 
+use super::baseline::{Area, Header};
 use super::{DecodeError, DecodeLimits, check_size};
 use crate::error::DefectKind;
 use crate::image::Image;
@@ -18,6 +19,9 @@ pub(super) fn decode(bytes: &[u8], limits: &DecodeLimits) -> Result<Image, Decod
         let reason = "the end-of-image marker is missing";
         return Err(DecodeError::new(DefectKind::Truncated, reason));
     }
+    if let Some(image) = decode_baseline(bytes, limits)? {
+        return Ok(image);
+    }
     match decode_with(bytes, limits, true) {
         // Stray bytes between headers harm no pixel; every other strict complaint does.
         Err(error) if error.reason.contains("Extra bytes between headers") => {
@@ -27,11 +31,30 @@ pub(super) fn decode(bytes: &[u8], limits: &DecodeLimits) -> Result<Image, Decod
     }
 }
 
+/// Decodes a file of the usual kind; `None` for another, or a broken one.
+fn decode_baseline(bytes: &[u8], limits: &DecodeLimits) -> Result<Option<Image>, DecodeError> {
+    let Some(header) = Header::parse(bytes) else { return Ok(None) };
+    let (width, height) = (header.width, header.height);
+    check_size(width as u64, height as u64, limits)?;
+    let mut pixels = Vec::new();
+    if header.decode(Area { left: 0, top: 0, width, height }, &mut pixels).is_none() {
+        return Ok(None);
+    }
+    let orientation = header.exif.and_then(Orientation::from_exif_chunk);
+    oriented(width, height, 3, pixels, orientation).map(Some)
+}
+
+/// Whether an EXIF segment says that the image is stored turned or mirrored.
+pub(super) fn is_turned(exif: Option<&[u8]>) -> bool {
+    let orientation = exif.and_then(Orientation::from_exif_chunk);
+    !matches!(orientation, None | Some(Orientation::NoTransforms))
+}
+
 /// Whether the image's end marker follows its last scan.
 ///
 /// Scans hold no `FF` that is followed by these codes, so the last of start-of-scan and
 /// end-of-image in the file tells; a thumbnail's end marker comes before the image's scan.
-fn is_complete(bytes: &[u8]) -> bool {
+pub(super) fn is_complete(bytes: &[u8]) -> bool {
     let last = bytes.windows(2).rev().find(|pair| matches!(pair, [0xff, 0xd9 | 0xda]));
     last.is_some_and(|pair| pair[1] == 0xd9)
 }
@@ -52,6 +75,17 @@ fn decode_with(bytes: &[u8], limits: &DecodeLimits, strict: bool) -> Result<Imag
     let pixels = decoder.decode().map_err(DecodeError::corrupt)?;
     let orientation = decoder.exif().and_then(|exif| Orientation::from_exif_chunk(exif));
     let channels = if gray { 1 } else { 3 };
+    oriented(width, height, channels, pixels, orientation)
+}
+
+/// The upright image.
+fn oriented(
+    width: usize,
+    height: usize,
+    channels: usize,
+    pixels: Vec<u8>,
+    orientation: Option<Orientation>,
+) -> Result<Image, DecodeError> {
     let (width, height, pixels) = match orientation {
         None | Some(Orientation::NoTransforms) => (width, height, pixels),
         Some(how) => orient(width, height, channels, &pixels, how),

@@ -3,13 +3,17 @@
 //! The format is told by the first bytes, never by a file's name. Sizes are read from the header
 //! and checked before anything is allocated, and a decoder that panics costs one sample.
 
+mod baseline;
 mod jpeg;
 mod other;
+mod part;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use crate::error::DefectKind;
 use crate::image::Image;
+
+pub(crate) use part::Part;
 
 /// Limits that hold for every image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,6 +30,9 @@ impl Default for DecodeLimits {
         Self { max_bytes: 64 << 20, max_pixels: 1 << 26 }
     }
 }
+
+/// The supported formats, for messages.
+pub(crate) const FORMATS: &str = "JPEG, PNG, WebP, GIF, BMP or TIFF";
 
 /// Why an image could not be decoded.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -60,6 +67,12 @@ pub enum ImageFormat {
     Png,
     /// WebP: lossy and lossless; the first frame of an animation.
     WebP,
+    /// GIF: the first frame.
+    Gif,
+    /// BMP: 1 to 32 bits a pixel, run-length coded ones included.
+    Bmp,
+    /// TIFF: the first page; 8 or 16 bits a sample; gray, RGB, CMYK.
+    Tiff,
 }
 
 impl ImageFormat {
@@ -70,6 +83,10 @@ impl ImageFormat {
             [0xff, 0xd8, 0xff, ..] => Some(Self::Jpeg),
             [0x89, b'P', b'N', b'G', b'\r', b'\n', 0x1a, b'\n', ..] => Some(Self::Png),
             [b'R', b'I', b'F', b'F', _, _, _, _, b'W', b'E', b'B', b'P', ..] => Some(Self::WebP),
+            [b'G', b'I', b'F', b'8', b'7' | b'9', b'a', ..] => Some(Self::Gif),
+            // Two letters are little to go by: the size of the second header must fit as well.
+            [b'B', b'M', rest @ ..] if other::has_bmp_header(rest) => Some(Self::Bmp),
+            [b'I', b'I', 42, 0, ..] | [b'M', b'M', 0, 42, ..] => Some(Self::Tiff),
             _ => None,
         }
     }
@@ -81,6 +98,9 @@ impl ImageFormat {
             Self::Jpeg => "jpeg",
             Self::Png => "png",
             Self::WebP => "webp",
+            Self::Gif => "gif",
+            Self::Bmp => "bmp",
+            Self::Tiff => "tiff",
         }
     }
 
@@ -91,6 +111,9 @@ impl ImageFormat {
             Self::Jpeg => "jpg",
             Self::Png => "png",
             Self::WebP => "webp",
+            Self::Gif => "gif",
+            Self::Bmp => "bmp",
+            Self::Tiff => "tif",
         }
     }
 }
@@ -98,12 +121,30 @@ impl ImageFormat {
 /// Decodes an image file to 8 bits per channel, gray or RGB.
 ///
 /// CMYK is converted as `(255 - C)(255 - K) / 255`, transparency is composed over white, 16-bit
-/// samples are rounded to 8 bits, palettes are looked up, and a JPEG's EXIF orientation is applied
-/// (torchvision's `ImageFolder` shows such images as stored). Colour profiles are ignored.
+/// samples are rounded to 8 bits, palettes are looked up, the first frame of an animation and the
+/// first page of a TIFF are taken, and the EXIF orientation is applied (torchvision's `ImageFolder`
+/// shows such images as stored). Colour profiles (ICC) are ignored.
 ///
 /// # Errors
 /// A [`DecodeError`] for anything that is not a whole image within the limits.
 pub fn decode(bytes: &[u8], limits: &DecodeLimits) -> Result<Image, DecodeError> {
+    check_bytes(bytes, limits)?;
+    let Some(format) = ImageFormat::detect(bytes) else {
+        let reason = format!("expected {FORMATS}, found {}", describe(bytes));
+        return Err(DecodeError::new(DefectKind::UnknownFormat, reason));
+    };
+    contained(format, || match format {
+        ImageFormat::Jpeg => jpeg::decode(bytes, limits),
+        ImageFormat::Png => other::decode_png(bytes, limits),
+        ImageFormat::WebP => other::decode_webp(bytes, limits),
+        ImageFormat::Gif => other::decode_gif(bytes, limits),
+        ImageFormat::Bmp => other::decode_bmp(bytes, limits),
+        ImageFormat::Tiff => other::decode_tiff(bytes, limits),
+    })
+}
+
+/// Checks the size of a file.
+fn check_bytes(bytes: &[u8], limits: &DecodeLimits) -> Result<(), DecodeError> {
     if bytes.is_empty() {
         return Err(DecodeError::new(DefectKind::Empty, "0 bytes"));
     }
@@ -111,17 +152,18 @@ pub fn decode(bytes: &[u8], limits: &DecodeLimits) -> Result<Image, DecodeError>
         let reason = format!("{} bytes, at most {} are accepted", bytes.len(), limits.max_bytes);
         return Err(DecodeError::new(DefectKind::TooLarge, reason));
     }
-    let Some(format) = ImageFormat::detect(bytes) else {
-        let reason = format!("expected JPEG, PNG or WebP, found {}", describe(bytes));
-        return Err(DecodeError::new(DefectKind::UnknownFormat, reason));
-    };
-    // The decoders are safe Rust, so that a panic leaves nothing half-changed behind.
-    catch_unwind(AssertUnwindSafe(|| match format {
-        ImageFormat::Jpeg => jpeg::decode(bytes, limits),
-        ImageFormat::Png => other::decode_png(bytes, limits),
-        ImageFormat::WebP => other::decode_webp(bytes, limits),
-    }))
-    .unwrap_or_else(|_| Err(DecodeError::corrupt(format!("the {format:?} decoder panicked"))))
+    Ok(())
+}
+
+/// Runs a decoder; its panic becomes an error.
+fn contained<T>(
+    format: ImageFormat,
+    run: impl FnOnce() -> Result<T, DecodeError>,
+) -> Result<T, DecodeError> {
+    // The decoders are safe Rust, and what they leave in kept memory is overwritten before it is
+    // read, so that a panic leaves nothing half-changed behind.
+    catch_unwind(AssertUnwindSafe(run))
+        .unwrap_or_else(|_| Err(DecodeError::corrupt(format!("the {format:?} decoder panicked"))))
 }
 
 /// Checks a header's size against the limits.
@@ -140,9 +182,11 @@ fn check_size(width: u64, height: u64, limits: &DecodeLimits) -> Result<(), Deco
 /// What bytes of no supported format look like.
 fn describe(bytes: &[u8]) -> String {
     let known = match bytes {
-        [b'G', b'I', b'F', b'8', ..] => "a GIF",
-        [b'B', b'M', ..] => "a BMP",
-        [b'I', b'I', 42, 0, ..] | [b'M', b'M', 0, 42, ..] => "a TIFF",
+        [b'I', b'I', 43, 0, ..] | [b'M', b'M', 0, 43, ..] => "a BigTIFF",
+        [0xff, 0x0a, ..] | [0, 0, 0, 12, b'J', b'X', b'L', b' ', ..] => "a JPEG XL file",
+        [b'%', b'P', b'D', b'F', ..] => "a PDF",
+        [0x1f, 0x8b, ..] => "gzip data",
+        [b'P', b'K', 3, 4, ..] => "a zip archive",
         [_, _, _, _, b'f', b't', b'y', b'p', ..] => "an AVIF, HEIC or video file",
         [b'<', ..] => "SVG, XML or HTML text",
         _ => "",

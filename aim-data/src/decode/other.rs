@@ -1,11 +1,15 @@
-//! PNG and WebP, by the `image` crate.
+//! PNG, WebP, GIF, BMP and TIFF, by the `image` crate.
 
 use std::io::Cursor;
 
+use image::codecs::bmp::BmpDecoder;
+use image::codecs::gif::GifDecoder;
 use image::codecs::png::PngDecoder;
+use image::codecs::tiff::TiffDecoder;
 use image::codecs::webp::WebPDecoder;
 use image::error::ImageError;
-use image::{ColorType, ImageDecoder, Limits};
+use image::metadata::Orientation;
+use image::{ColorType, DynamicImage, GrayImage, ImageDecoder, Limits, RgbImage};
 
 use super::{DecodeError, DecodeLimits, check_size};
 use crate::error::DefectKind;
@@ -44,6 +48,50 @@ pub(super) fn decode_webp(bytes: &[u8], limits: &DecodeLimits) -> Result<Image, 
     pixels(decoder, limits)
 }
 
+pub(super) fn decode_gif(bytes: &[u8], limits: &DecodeLimits) -> Result<Image, DecodeError> {
+    // The canvas is allocated with the first frame: its size is checked before.
+    let field =
+        |at: usize| Some(u64::from(u16::from_le_bytes([*bytes.get(at)?, *bytes.get(at + 1)?])));
+    match (field(6), field(8)) {
+        (Some(width), Some(height)) => check_size(width, height, limits)?,
+        _ => return Err(DecodeError::new(DefectKind::Truncated, "the header is cut short")),
+    }
+    let mut decoder = GifDecoder::new(Cursor::new(bytes)).map_err(image_error)?;
+    decoder.set_limits(decoder_limits(limits)).map_err(image_error)?;
+    pixels(decoder, limits)
+}
+
+/// Whether what follows `BM` holds a header of one of the sizes there are.
+pub(super) fn has_bmp_header(rest: &[u8]) -> bool {
+    let size = rest.get(12..16).and_then(|bytes| Some(u32::from_le_bytes(bytes.try_into().ok()?)));
+    size.is_none_or(|size| matches!(size, 12 | 16 | 40 | 52 | 56 | 64 | 108 | 124))
+}
+
+pub(super) fn decode_bmp(bytes: &[u8], limits: &DecodeLimits) -> Result<Image, DecodeError> {
+    // Sides are signed: a negative height means that rows are stored from the top. The oldest header
+    // has 16 bits for each and is left to the decoder.
+    let side = |at: usize| {
+        let bytes = bytes.get(at..at + 4)?;
+        Some(u64::from(i32::from_le_bytes(bytes.try_into().ok()?).unsigned_abs()))
+    };
+    if let (Some(40..), Some(width), Some(height)) = (side(14), side(18), side(22)) {
+        check_size(width, height, limits)?;
+    }
+    let mut decoder = BmpDecoder::new(Cursor::new(bytes)).map_err(image_error)?;
+    let (width, height) = decoder.dimensions();
+    check_size(u64::from(width), u64::from(height), limits)?;
+    decoder.set_limits(decoder_limits(limits)).map_err(image_error)?;
+    pixels(decoder, limits)
+}
+
+pub(super) fn decode_tiff(bytes: &[u8], limits: &DecodeLimits) -> Result<Image, DecodeError> {
+    let mut decoder = TiffDecoder::new(Cursor::new(bytes)).map_err(image_error)?;
+    let (width, height) = decoder.dimensions();
+    check_size(u64::from(width), u64::from(height), limits)?;
+    decoder.set_limits(decoder_limits(limits)).map_err(image_error)?;
+    pixels(decoder, limits)
+}
+
 /// Limits for the decoder itself: what eight bytes a pixel need, plus room for its tables.
 fn decoder_limits(limits: &DecodeLimits) -> Limits {
     let mut inner = Limits::no_limits();
@@ -54,6 +102,7 @@ fn decoder_limits(limits: &DecodeLimits) -> Limits {
 fn image_error(error: ImageError) -> DecodeError {
     let kind = match &error {
         ImageError::Limits(_) => DefectKind::TooLarge,
+        ImageError::Unsupported(_) => DefectKind::UnknownFormat,
         ImageError::IoError(io) if io.kind() == std::io::ErrorKind::UnexpectedEof => {
             DefectKind::Truncated
         }
@@ -66,10 +115,12 @@ fn image_error(error: ImageError) -> DecodeError {
 }
 
 /// Decodes and converts to gray or RGB bytes.
-fn pixels(decoder: impl ImageDecoder, limits: &DecodeLimits) -> Result<Image, DecodeError> {
+fn pixels(mut decoder: impl ImageDecoder, limits: &DecodeLimits) -> Result<Image, DecodeError> {
     let (width, height) = decoder.dimensions();
     check_size(u64::from(width), u64::from(height), limits)?;
     let color = decoder.color_type();
+    // A damaged EXIF block harms no pixel.
+    let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
     let bytes = u64::from(width) * u64::from(height) * u64::from(color.bytes_per_pixel());
     let mut raw = vec![0; bytes as usize];
     decoder.read_image(&mut raw).map_err(image_error)?;
@@ -78,7 +129,10 @@ fn pixels(decoder: impl ImageDecoder, limits: &DecodeLimits) -> Result<Image, De
         ColorType::La8 | ColorType::La16 => (1, true),
         ColorType::Rgb8 | ColorType::Rgb16 => (3, false),
         ColorType::Rgba8 | ColorType::Rgba16 => (3, true),
-        other => return Err(DecodeError::corrupt(format!("unexpected colour type {other:?}"))),
+        other => {
+            let reason = format!("expected 8 or 16 bits a sample, found colour type {other:?}");
+            return Err(DecodeError::new(DefectKind::UnknownFormat, reason));
+        }
     };
     let samples = channels + usize::from(has_alpha);
     if usize::from(color.bytes_per_pixel()) == 2 * samples {
@@ -90,8 +144,31 @@ fn pixels(decoder: impl ImageDecoder, limits: &DecodeLimits) -> Result<Image, De
     if has_alpha {
         raw = over_white(&raw, channels);
     }
+    let (width, height, raw) = match orientation {
+        Orientation::NoTransforms => (width, height, raw),
+        how => orient(width, height, channels, raw, how),
+    };
     Image::new(width, height, channels as u8, raw)
         .ok_or_else(|| DecodeError::corrupt("the decoder gave another number of pixels"))
+}
+
+/// Turns an image as its EXIF block says; returns the new width, height and pixels.
+fn orient(
+    width: u32,
+    height: u32,
+    channels: usize,
+    raw: Vec<u8>,
+    how: Orientation,
+) -> (u32, u32, Vec<u8>) {
+    let image = if channels == 1 {
+        GrayImage::from_raw(width, height, raw).map(DynamicImage::from)
+    } else {
+        RgbImage::from_raw(width, height, raw).map(DynamicImage::from)
+    };
+    // Never none: the buffer was made for this size. An empty one is refused by the caller.
+    let mut image = image.unwrap_or_default();
+    image.apply_orientation(how);
+    (image.width(), image.height(), image.into_bytes())
 }
 
 /// 16 bits to 8, rounded to nearest: `value * 255 / 65535`.

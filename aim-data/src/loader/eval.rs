@@ -44,7 +44,7 @@ impl EvalLoader {
         let shuffle = pass.shuffle_seed.map(|seed| Permutation::new(len, seed, 0, 0));
         let order = Order::Once { total, shuffle };
         let plan = Plan::new(Mixture::single(source)?, order, pass.augment_seed, options)?;
-        let account = Account::new(options.bad_samples, 0, 0);
+        let account = Account::new(options.bad_samples, 1, 0, 0);
         Ok(Self { engine: Engine::new(plan)?, account, batches: 0, num_samples: total })
     }
 

@@ -17,7 +17,7 @@ use std::collections::BTreeMap;
 use crate::augment::Transform;
 use crate::decode::DecodeLimits;
 use crate::error::{DefectKind, Error, Result};
-use crate::sampler::Mixture;
+use crate::sampler::{Mixture, Rule, SourceState};
 
 pub use batch::{Batch, Images};
 pub use eval::{EvalLoader, Pass};
@@ -48,7 +48,8 @@ pub struct LoaderOptions {
     pub bad_samples: BadSamplePolicy,
     /// This process among `world_size`.
     pub rank: usize,
-    /// Number of processes that share each global batch, consecutive slices of it by rank.
+    /// Number of processes that share each global batch, consecutive slices of it by rank; see
+    /// [`for_rank`](Self::for_rank).
     pub world_size: usize,
 }
 
@@ -71,7 +72,41 @@ impl LoaderOptions {
     }
 }
 
+impl LoaderOptions {
+    /// The part of rank `rank` of `world_size` in batches of `self.batch_size` samples over all
+    /// ranks. The ranks' parts, put together in the order of ranks, are the same samples in the
+    /// same order for every number of ranks, so a run may go on with another number.
+    ///
+    /// # Errors
+    /// [`Error::Config`] when the batch does not split into equal parts: ranks with fewer samples
+    /// than others would wait for them in every step.
+    pub fn for_rank(self, rank: usize, world_size: usize) -> Result<Self> {
+        if rank >= world_size {
+            return Err(Error::Config(format!("rank {rank} of {world_size}: ranks count from 0")));
+        }
+        if !self.batch_size.is_multiple_of(world_size) {
+            let batch = self.batch_size;
+            let less = match batch / world_size * world_size {
+                0 => String::new(),
+                less => format!("{less} or "),
+            };
+            return Err(Error::Config(format!(
+                "a global batch of {batch} samples does not split evenly over {world_size} ranks: \
+                 take {less}{}, or a number of ranks that divides {batch}",
+                batch.div_ceil(world_size) * world_size
+            )));
+        }
+        Ok(Self { batch_size: self.batch_size / world_size, rank, world_size, ..self })
+    }
+}
+
+/// How samples are ordered by a state of this version.
+const ORDER: u32 = 1;
+
 /// Where a loader stands: all it takes to continue a run, on any number of workers or ranks.
+///
+/// To continue is to look up the next sample: it costs no more in the middle of an epoch than at
+/// its beginning.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LoaderState {
@@ -79,17 +114,58 @@ pub struct LoaderState {
     pub seed: u64,
     /// Number of the next sample, over all ranks.
     pub next_sample: u64,
-    /// Bad samples met so far by this rank.
+    /// Bad samples met so far, counted by this rank and taken for the other ranks as well.
     pub bad_samples: u64,
     /// [`Mixture::fingerprint`] of the data; empty in a state that was never used.
     pub fingerprint: String,
+    /// Version of the order: 0 in states of the first version, which go on in theirs.
+    #[serde(default)]
+    pub order: u32,
+    /// The data, to name what has changed; empty in states of the first version.
+    #[serde(default)]
+    pub sources: Vec<SourceState>,
 }
 
 impl LoaderState {
     /// The beginning of a run.
     #[must_use]
     pub fn new(seed: u64) -> Self {
-        Self { seed, next_sample: 0, bad_samples: 0, fingerprint: String::new() }
+        Self {
+            seed,
+            next_sample: 0,
+            bad_samples: 0,
+            fingerprint: String::new(),
+            order: ORDER,
+            sources: Vec::new(),
+        }
+    }
+
+    /// The mixture in the order of this state.
+    fn ordered(&self, mixture: Mixture) -> Result<Mixture> {
+        let mixture = match self.order {
+            0 => mixture.with_rule(Rule::Greedy)?,
+            ORDER => mixture.with_windows_of(&self.sources)?,
+            newer => {
+                return Err(Error::Config(format!(
+                    "the loader state has an order of version {newer}, this program knows versions \
+                     up to {ORDER}: continue the run with the program that began it"
+                )));
+            }
+        };
+        if self.fingerprint.is_empty() || self.fingerprint == mixture.fingerprint() {
+            return Ok(mixture);
+        }
+        let before = &self.sources;
+        let mut changes =
+            if before.is_empty() { Vec::new() } else { mixture.changes_since(before) };
+        if changes.is_empty() && !before.is_empty() {
+            changes.push("the same samples are divided into shards in another way".into());
+        }
+        Err(Error::StateMismatch {
+            expected: self.fingerprint.clone(),
+            found: mixture.fingerprint().to_owned(),
+            changes,
+        })
     }
 }
 
@@ -106,24 +182,20 @@ pub struct Loader {
 }
 
 impl Loader {
-    /// A loader that continues at `state`.
+    /// A loader that continues at `state`, in the order that the run began with: also where the
+    /// sources would be shuffled in other windows by now.
     ///
     /// # Errors
     /// [`Error::StateMismatch`] when the state belongs to other data, [`Error::Config`] for
     /// options that contradict each other or the data.
     pub fn new(mixture: Mixture, options: LoaderOptions, state: LoaderState) -> Result<Self> {
-        if !state.fingerprint.is_empty() && state.fingerprint != mixture.fingerprint() {
-            return Err(Error::StateMismatch {
-                expected: state.fingerprint,
-                found: mixture.fingerprint().to_owned(),
-            });
-        }
-        let state = LoaderState { fingerprint: mixture.fingerprint().to_owned(), ..state };
+        let mixture = state.ordered(mixture)?;
+        let fingerprint = mixture.fingerprint().to_owned();
+        let state = LoaderState { fingerprint, sources: mixture.source_states(), ..state };
         let order = Order::Endless { first_sample: state.next_sample };
         let plan = Plan::new(mixture, order, state.seed, options)?;
-        // The plan has checked that there is at least one rank.
-        let used = state.next_sample / options.world_size as u64;
-        let account = Account::new(options.bad_samples, used, state.bad_samples);
+        let (ranks, used) = (options.world_size as u64, state.next_sample);
+        let account = Account::new(options.bad_samples, ranks, used, state.bad_samples);
         Ok(Self { engine: Engine::new(plan)?, account, state, batches: 0 })
     }
 
@@ -132,7 +204,8 @@ impl Loader {
     ///
     /// # Errors
     /// [`Error::TooManyBad`] or [`Error::NoUsableSample`] when the data are too bad to go on,
-    /// [`Error::WorkerPanic`] after a panic; every later call fails too.
+    /// [`Error::Unavailable`] when storage cannot be reached, [`Error::WorkerPanic`] after a panic;
+    /// every later call fails too.
     pub fn next_into(&mut self, batch: &mut Batch) -> Result<()> {
         fill_batch(&mut self.engine, &mut self.account, self.batches, batch)?;
         self.batches += 1;
@@ -175,7 +248,13 @@ impl Loader {
         self.account.take()
     }
 
-    /// How many samples were skipped since the loader was made, by kind.
+    /// Takes these samples (source, index) for reported already: those that a run reported before
+    /// it was interrupted.
+    pub fn remember_skipped(&mut self, reported: impl IntoIterator<Item = (u16, u64)>) {
+        self.account.remember(reported);
+    }
+
+    /// How many samples this rank skipped since the loader was made, by kind.
     #[must_use]
     pub fn skipped_counts(&self) -> &BTreeMap<DefectKind, u64> {
         self.account.counts()

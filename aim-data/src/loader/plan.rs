@@ -6,7 +6,7 @@ use super::LoaderOptions;
 use super::batch::{Batch, Images, Layout};
 use super::skipped::Skipped;
 use crate::augment::{AugmentKey, Preprocessor};
-use crate::decode::{DecodeLimits, decode};
+use crate::decode::DecodeLimits;
 use crate::error::{Defect, DefectKind, Error, Result};
 use crate::sampler::{Draw, Mixture, Permutation};
 use crate::source::{Payload, SampleFormat, Source};
@@ -63,7 +63,8 @@ impl Plan {
             return Err(Error::Config(format!("batch size {batch_size}: expected 1 to 1048576")));
         }
         if rank >= world_size {
-            return Err(Error::Config(format!("rank {rank} of {world_size}")));
+            let text = format!("rank {rank} of {world_size}: ranks count from 0");
+            return Err(Error::Config(text));
         }
         let layout = layout(&mixture, &options)?;
         Ok(Self { mixture, order, seed, layout, options })
@@ -170,6 +171,9 @@ impl Plan {
         let Draw { source: number, epoch, index, .. } = *draw;
         let sample = match source.read(index, epoch) {
             Ok(sample) => sample,
+            Err(defect) if defect.kind == DefectKind::Unavailable => {
+                return Err(Error::Unavailable { defect: Box::new(defect) });
+            }
             Err(defect) => return Ok(Err(defect)),
         };
         let key = AugmentKey { seed: self.seed, epoch, index, source: number, attempt };
@@ -194,10 +198,15 @@ impl Scratch {
         images: &mut Images,
     ) -> Result<Result<(), (DefectKind, String)>> {
         let image = match (payload, &mut *images) {
-            (Payload::Encoded(bytes), _) => match decode(&bytes, &self.limits) {
-                Ok(image) => image,
-                Err(error) => return Ok(Err((error.kind, error.reason))),
-            },
+            (Payload::Encoded(bytes), Images::U8(values)) => {
+                if let Err(error) = self.preprocessor.decode(&bytes, &self.limits, key) {
+                    return Ok(Err((error.kind, error.reason)));
+                }
+                let start = values.len();
+                values.resize(start + self.preprocessor.output_len(), 0);
+                self.preprocessor.render(&mut values[start..])?;
+                return Ok(Ok(()));
+            }
             (Payload::Pixels(image), _) => image,
             (Payload::Final(image), Images::U8(values)) => {
                 let Layout { height, width, .. } = self.layout;

@@ -41,6 +41,9 @@ pub struct Skipped {
 #[derive(Debug)]
 pub(super) struct Account {
     policy: BadSamplePolicy,
+    /// Ranks that a sample of this one stands for: `used` and `bad` are for all of them, so that
+    /// they stay true when a run goes on with another number of ranks.
+    ranks: u64,
     used: u64,
     bad: u64,
     counts: BTreeMap<DefectKind, u64>,
@@ -50,9 +53,10 @@ pub(super) struct Account {
 }
 
 impl Account {
-    pub(super) fn new(policy: BadSamplePolicy, used: u64, bad: u64) -> Self {
+    pub(super) fn new(policy: BadSamplePolicy, ranks: u64, used: u64, bad: u64) -> Self {
         Self {
             policy,
+            ranks,
             used,
             bad,
             counts: BTreeMap::new(),
@@ -64,9 +68,9 @@ impl Account {
 
     /// Enters a chunk: `used` samples delivered and those that were skipped, which are taken out.
     pub(super) fn enter(&mut self, used: usize, skipped: &mut Vec<Skipped>) {
-        self.used += used as u64;
+        self.used += used as u64 * self.ranks;
         for skipped in skipped.drain(..) {
-            self.bad += 1;
+            self.bad += self.ranks;
             *self.counts.entry(skipped.defect.kind).or_default() += 1;
             if self.first.len() < NAMED_DEFECTS {
                 self.first.push(skipped.defect.clone());
@@ -83,7 +87,7 @@ impl Account {
     pub(super) fn check(&self) -> Result<()> {
         let BadSamplePolicy { max_fraction, min_count } = self.policy;
         let seen = self.used + self.bad;
-        if self.bad > min_count && self.bad as f64 > max_fraction * seen as f64 {
+        if self.bad / self.ranks > min_count && self.bad as f64 > max_fraction * seen as f64 {
             return Err(Error::TooManyBad {
                 bad: self.bad,
                 seen,
@@ -103,6 +107,12 @@ impl Account {
             return Err(Error::NoUsableSample { tried: self.bad, first: self.first.clone() });
         }
         Ok(())
+    }
+
+    /// Takes samples for reported already.
+    pub(super) fn remember(&mut self, reported: impl IntoIterator<Item = (u16, u64)>) {
+        let room = MAX_REMEMBERED.saturating_sub(self.reported.len());
+        self.reported.extend(reported.into_iter().take(room));
     }
 
     pub(super) fn bad(&self) -> u64 {

@@ -87,6 +87,23 @@ pub(crate) fn glob(pattern: &str) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
+/// Wildcard match of a whole path in an object store: component by component, so that `*` stays
+/// within one, and hidden names are passed over as on disk.
+#[cfg_attr(not(feature = "object-store"), allow(dead_code))]
+pub(crate) fn matches_path(pattern: &str, path: &str) -> bool {
+    let mut parts = path.split('/');
+    let mut patterns = pattern.split('/');
+    loop {
+        match (patterns.next(), parts.next()) {
+            (None, None) => return true,
+            (Some(pattern), Some(part))
+                if matches(pattern.as_bytes(), part.as_bytes())
+                    && (!part.starts_with('.') || pattern.starts_with('.')) => {}
+            _ => return false,
+        }
+    }
+}
+
 /// Wildcard match of a whole name. Backtracks to the last `*` only, so the time is bounded by the
 /// product of the two lengths.
 fn matches(pattern: &[u8], name: &[u8]) -> bool {
@@ -168,6 +185,18 @@ mod tests {
             assert!(!matches(pattern.as_bytes(), name.as_bytes()), "{pattern} {name}");
         }
         assert!(!matches("a*".repeat(50).as_bytes(), "a".repeat(49).as_bytes()));
+    }
+
+    #[test]
+    fn wildcards_stay_within_a_component() {
+        for path in ["a/b/c.tar", "a/x/d.tar"] {
+            assert!(matches_path("a/*/?.tar", path), "{path}");
+        }
+        for path in
+            ["a/c.tar", "a/b/x/c.tar", "a/b/cc.tar", "a/.b/c.tar", "a/b/c.tar/", "/a/b/c.tar"]
+        {
+            assert!(!matches_path("a/*/?.tar", path), "{path}");
+        }
     }
 
     #[test]

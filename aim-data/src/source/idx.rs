@@ -1,6 +1,6 @@
 //! [`IdxSource`]: the IDX files of MNIST, Fashion-MNIST and their relatives.
 
-use std::io::Read;
+use std::io::{Read, Seek};
 use std::path::{Path, PathBuf};
 
 use flate2::read::MultiGzDecoder;
@@ -131,16 +131,26 @@ fn labels_beside(images: &Path) -> Option<PathBuf> {
 
 /// Reads an IDX file of bytes with the given number of dimensions.
 fn read_idx(path: &Path, dimensions: usize) -> Result<(Vec<u32>, Vec<u8>)> {
-    let (mut file, length) = open_regular(path)?;
+    let (file, length) = open_regular(path)?;
+    parse_idx(path, file, length, dimensions)
+}
+
+/// As [`read_idx`], from any bytes; `path` is for messages only.
+pub(crate) fn parse_idx<'a>(
+    path: &Path,
+    mut file: impl Read + Seek + 'a,
+    length: u64,
+    dimensions: usize,
+) -> Result<(Vec<u32>, Vec<u8>)> {
     let fail = |offset, reason| Error::Format { path: path.to_owned(), offset, reason };
     let mut magic = [0; 2];
     if length < 2 {
         return Err(fail(0, format!("expected an IDX file, found {length} bytes")));
     }
     file.read_exact(&mut magic).map_err(Error::io("read", path))?;
-    std::io::Seek::rewind(&mut file).map_err(Error::io("read", path))?;
+    file.rewind().map_err(Error::io("read", path))?;
     let zipped = magic == [0x1f, 0x8b];
-    let mut reader: Box<dyn Read> = if zipped {
+    let mut reader: Box<dyn Read + 'a> = if zipped {
         Box::new(MultiGzDecoder::new(std::io::BufReader::new(file)))
     } else {
         Box::new(file)

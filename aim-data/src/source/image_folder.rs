@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use crate::decode::DecodeLimits;
 use crate::error::{Defect, Error, Result};
 use crate::source::{
-    Fingerprint, Payload, Sample, SampleFormat, Source, check_encoded_size, is_image_extension,
-    open_regular, unreadable,
+    Concat, Fingerprint, Payload, Sample, SampleFormat, Source, check_encoded_size,
+    is_image_extension, open_regular, unreadable,
 };
 
 /// Folders nested deeper than this are an error, not a data set.
@@ -53,7 +53,7 @@ impl ImageFolder {
         if walk.files.is_empty() {
             let Walk { links, others, .. } = walk;
             let reason = format!(
-                "looked for .jpg, .jpeg, .png and .webp files in it and in its class folders; \
+                "looked for .jpg, .png, .webp, .gif, .bmp and .tif files in it and its class folders; \
                  found {others} other files and {links} symbolic links, which are not followed"
             );
             return Err(Error::Empty { location: root.display().to_string(), reason });
@@ -85,6 +85,29 @@ impl ImageFolder {
     fn file(&self, index: u64) -> Option<&ImageFile> {
         self.files.get(usize::try_from(index).ok()?)
     }
+}
+
+/// Opens the folders that a pattern names (a list, braces, wildcards) as one source; their classes
+/// must be the same.
+pub(crate) fn open_folders(pattern: &Path, limits: DecodeLimits) -> Result<Box<dyn Source>> {
+    let text = pattern.to_str().filter(|text| {
+        !pattern.exists() && (text.contains(['{', ',']) || crate::source::glob::has_wildcard(text))
+    });
+    let Some(text) = text else {
+        return Ok(Box::new(ImageFolder::open(pattern, limits)?));
+    };
+    let mut parts: Vec<(String, Box<dyn Source>)> = Vec::new();
+    for path in crate::source::paths::find_paths("imagefolder", text)? {
+        if path.is_dir() {
+            let name = path.display().to_string();
+            parts.push((name, Box::new(ImageFolder::open(path, limits)?)));
+        }
+    }
+    if parts.is_empty() {
+        let reason = "the pattern names no folder".to_owned();
+        return Err(Error::Empty { location: text.to_owned(), reason });
+    }
+    Ok(Box::new(Concat::new(parts)?))
 }
 
 /// What has been found so far.

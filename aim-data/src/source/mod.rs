@@ -4,12 +4,22 @@
 //! thread. Order, repetition, augmentation and error policy are not its business: see
 //! [`sampler`](crate::sampler) and [`loader`](crate::loader).
 
-mod glob;
+mod cache;
+mod concat;
+mod fields;
+pub(crate) mod fuzzing;
+pub(crate) mod glob;
 mod idx;
+mod ilsvrc;
 mod image_folder;
+mod img2dataset;
+mod mds;
+#[cfg(feature = "parquet")]
+mod parquet;
+mod paths;
 mod subset;
 mod synthetic;
-mod tar_index;
+pub(crate) mod tar_index;
 mod tensors;
 mod webdataset;
 
@@ -20,9 +30,16 @@ use crate::decode::DecodeLimits;
 use crate::error::{Defect, DefectKind, Error, Result};
 use crate::image::Image;
 
+pub use concat::Concat;
+pub use fields::{Field, Fields};
 pub use idx::IdxSource;
 pub(crate) use idx::is_idx_folder;
+pub use ilsvrc::{Ilsvrc, open_ilsvrc};
 pub use image_folder::ImageFolder;
+pub(crate) use image_folder::open_folders;
+pub use mds::MdsSource;
+#[cfg(feature = "parquet")]
+pub use parquet::ParquetSource;
 pub use subset::Subset;
 pub use synthetic::{SyntheticKind, SyntheticSource};
 pub use tensors::TensorSource;
@@ -55,6 +72,23 @@ pub trait Source: Send + Sync {
         key_hash(&self.key(index))
     }
 
+    /// The sample's text (a caption), read from where it is stored; `None` where there is none.
+    ///
+    /// # Errors
+    /// A [`Defect`] when it is there and cannot be read.
+    fn text(&self, _index: u64) -> Result<Option<String>, Defect> {
+        Ok(None)
+    }
+
+    /// The sample's metadata as a JSON text, read from where it is stored; `None` where there is
+    /// none.
+    ///
+    /// # Errors
+    /// A [`Defect`] when it is there and cannot be read or is no JSON.
+    fn metadata(&self, _index: u64) -> Result<Option<String>, Defect> {
+        Ok(None)
+    }
+
     /// Where the sample lies, for messages: a file, or a shard and a key.
     fn location(&self, index: u64) -> String;
 
@@ -66,6 +100,19 @@ pub trait Source: Send + Sync {
 
     /// Names of the classes in label order, where they are known.
     fn class_names(&self) -> Option<&[String]> {
+        None
+    }
+
+    /// Index of the first sample of each shard, in order, beginning with 0; `None` for a source
+    /// without shards. An empty shard begins where the next one does.
+    fn shard_starts(&self) -> Option<&[u64]> {
+        None
+    }
+
+    /// For a source that is best read shard by shard: how many neighbouring shards its samples
+    /// should be shuffled among (see [`sampler`](crate::sampler)). `None`, for sources whose
+    /// samples cost the same wherever they lie, shuffles all samples together.
+    fn shuffle_window(&self) -> Option<usize> {
         None
     }
 
@@ -136,7 +183,7 @@ pub enum SampleFormat {
 }
 
 /// File name extensions (lower case) taken for images. What a file really is, its first bytes say.
-pub const IMAGE_EXTENSIONS: [&str; 4] = ["jpg", "jpeg", "png", "webp"];
+pub const IMAGE_EXTENSIONS: [&str; 8] = ["jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff"];
 
 pub(crate) fn is_image_extension(extension: &str) -> bool {
     IMAGE_EXTENSIONS.iter().any(|known| extension.eq_ignore_ascii_case(known))
@@ -219,9 +266,18 @@ pub(crate) fn check_encoded_size(
     Ok(())
 }
 
+/// Whether a text is JSON, without building anything from it.
+pub(crate) fn check_json(text: &str) -> Result<(), String> {
+    serde_json::from_str::<serde::de::IgnoredAny>(text)
+        .map(|_| ())
+        .map_err(|error| format!("its metadata are no JSON: {error}"))
+}
+
 /// The defect kind and reason for a failed read.
 pub(crate) fn unreadable(error: &std::io::Error) -> (DefectKind, String) {
-    if error.kind() == std::io::ErrorKind::UnexpectedEof {
+    if let Some(remote) = crate::remote::behind(error) {
+        (DefectKind::Unavailable, remote.to_string())
+    } else if error.kind() == std::io::ErrorKind::UnexpectedEof {
         (DefectKind::Truncated, "the file has become shorter since it was indexed".into())
     } else {
         (DefectKind::Unreadable, error.to_string())

@@ -11,6 +11,7 @@ pub struct Subset {
     source: Arc<dyn Source>,
     every: u64,
     held_out: bool,
+    shard_starts: Option<Vec<u64>>,
     fingerprint: String,
 }
 
@@ -23,9 +24,25 @@ impl Subset {
             let every = every.max(2);
             let mut fingerprint = Fingerprint::new(if held_out { "held out" } else { "others" });
             fingerprint.add(source.fingerprint().as_bytes(), every);
-            Self { source: source.clone(), every, held_out, fingerprint: fingerprint.finish() }
+            let mut part = Self {
+                source: source.clone(),
+                every,
+                held_out,
+                shard_starts: None,
+                fingerprint: fingerprint.finish(),
+            };
+            part.shard_starts = source
+                .shard_starts()
+                .map(|starts| starts.iter().map(|&start| part.count_before(start)).collect());
+            part
         };
         (part(false), part(true))
+    }
+
+    /// How many samples of this part the whole source has before one of its indices.
+    fn count_before(&self, whole: u64) -> u64 {
+        let held_out = whole.div_ceil(self.every);
+        if self.held_out { held_out } else { whole - held_out }
     }
 
     /// The sample's index in the whole source.
@@ -42,8 +59,7 @@ impl Subset {
 
 impl Source for Subset {
     fn len(&self) -> u64 {
-        let held_out = self.source.len().div_ceil(self.every);
-        if self.held_out { held_out } else { self.source.len() - held_out }
+        self.count_before(self.source.len())
     }
 
     fn format(&self) -> SampleFormat {
@@ -62,6 +78,14 @@ impl Source for Subset {
         self.source.key_hash(self.whole(index))
     }
 
+    fn text(&self, index: u64) -> Result<Option<String>, Defect> {
+        self.source.text(self.whole(index))
+    }
+
+    fn metadata(&self, index: u64) -> Result<Option<String>, Defect> {
+        self.source.metadata(self.whole(index))
+    }
+
     fn location(&self, index: u64) -> String {
         self.source.location(self.whole(index))
     }
@@ -76,6 +100,14 @@ impl Source for Subset {
 
     fn class_names(&self) -> Option<&[String]> {
         self.source.class_names()
+    }
+
+    fn shard_starts(&self) -> Option<&[u64]> {
+        self.shard_starts.as_deref()
+    }
+
+    fn shuffle_window(&self) -> Option<usize> {
+        self.source.shuffle_window()
     }
 
     fn fingerprint(&self) -> &str {

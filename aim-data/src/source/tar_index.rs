@@ -5,11 +5,11 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{BufReader, Read};
+use std::io::{BufReader, Read, Seek, SeekFrom};
 use std::path::Path;
 
 use crate::error::{Error, Result, ShardProblem};
-use crate::source::{is_image_extension, open_regular};
+use crate::source::{Fields, open_regular};
 
 const BLOCK: u64 = 512;
 /// Longest name or extended header accepted, in bytes.
@@ -18,7 +18,7 @@ const MAX_EXTENDED: u64 = 1 << 16;
 const MAX_CLS: u64 = 32;
 
 /// One image of a shard.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub(crate) struct TarSample {
     /// Path up to the first dot of the file name.
     pub(crate) key: Box<str>,
@@ -28,12 +28,21 @@ pub(crate) struct TarSample {
     pub(crate) offset: u64,
     /// Number of bytes.
     pub(crate) size: u64,
-    /// Content of the sample's `.cls` member.
+    /// Content of the sample's label member.
     pub(crate) label: Option<u32>,
+    /// Where the bytes of the sample's text and metadata members are.
+    pub(crate) beside: Option<Box<Beside>>,
+}
+
+/// Members beside an image: offset and size of each.
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub(crate) struct Beside {
+    pub(crate) text: Option<(u64, u64)>,
+    pub(crate) metadata: Option<(u64, u64)>,
 }
 
 /// What a shard holds.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, serde::Serialize, serde::Deserialize)]
 pub(crate) struct TarIndex {
     pub(crate) samples: Vec<TarSample>,
     /// Keys that have no image, only other files.
@@ -41,9 +50,20 @@ pub(crate) struct TarIndex {
 }
 
 /// Indexes one shard: every sample that has an image, in the order of the archive.
-pub(crate) fn index_shard(path: &Path) -> Result<TarIndex> {
+pub(crate) fn index_shard(path: &Path, fields: &Fields) -> Result<TarIndex> {
     let (file, length) = open_regular(path)?;
-    let mut scanner = Scanner { path, reader: BufReader::new(file), length, position: 0 };
+    index_reader(path, file, length, fields)
+}
+
+/// As [`index_shard`], from any bytes; `path` is for messages only.
+pub(crate) fn index_reader(
+    path: &Path,
+    reader: impl Read + Seek,
+    length: u64,
+    fields: &Fields,
+) -> Result<TarIndex> {
+    let mut scanner =
+        Scanner { path, reader: BufReader::new(reader), base: 0, length, position: 0 };
     let mut index = TarIndex::default();
     let mut finished: HashMap<String, u64> = HashMap::new();
     let mut group: Option<Group> = None;
@@ -66,13 +86,24 @@ pub(crate) fn index_shard(path: &Path) -> Result<TarIndex> {
             let text = format!("a second `.{extension}` file of the same sample");
             return Err(fail(ShardProblem::Duplicate(text)));
         }
-        if is_image_extension(&extension) {
-            if let Some((first, ..)) = &group.image {
-                let text = format!("the sample has two images, .{first} and .{extension}");
-                return Err(fail(ShardProblem::Duplicate(text)));
+        if let Some(rank) = fields.image_rank(&extension) {
+            match &group.image {
+                // Without a choice of fields it is not clear which one is meant.
+                Some((first, ..)) if fields.image.is_empty() => {
+                    let text = format!(
+                        "the sample has two images, .{first} and .{extension}; choose one with \
+                         `?image={first}`"
+                    );
+                    return Err(fail(ShardProblem::Duplicate(text)));
+                }
+                Some((_, best, ..)) if *best <= rank => {}
+                _ => group.image = Some((extension.clone(), rank, member.data, member.size)),
             }
-            group.image = Some((extension.clone(), member.data, member.size));
-        } else if extension == "cls" {
+        } else if fields.text.is(&extension, "txt") {
+            group.beside.text = Some((member.data, member.size));
+        } else if fields.metadata.is(&extension, "json") {
+            group.beside.metadata = Some((member.data, member.size));
+        } else if fields.label.is(&extension, "cls") {
             let text = scanner.read_member(&member, MAX_CLS, key)?;
             let label = std::str::from_utf8(&text).ok().and_then(|text| text.trim().parse().ok());
             // u32::MAX is kept free so that label + 1 never overflows.
@@ -95,24 +126,28 @@ struct Group {
     key: String,
     start: u64,
     extensions: Vec<String>,
-    image: Option<(String, u64, u64)>,
+    /// Extension, rank among the choices, offset and size.
+    image: Option<(String, usize, u64, u64)>,
     label: Option<u32>,
+    beside: Beside,
 }
 
 impl Group {
     fn new(key: &str, start: u64) -> Self {
-        Self { key: key.to_owned(), start, extensions: Vec::new(), image: None, label: None }
+        let (extensions, beside) = (Vec::new(), Beside::default());
+        Self { key: key.to_owned(), start, extensions, image: None, label: None, beside }
     }
 
     fn finish(self, index: &mut TarIndex) {
         match self.image {
             None => index.without_image += 1,
-            Some((extension, offset, size)) => index.samples.push(TarSample {
+            Some((extension, _, offset, size)) => index.samples.push(TarSample {
                 key: self.key.into(),
                 extension: extension.into(),
                 offset,
                 size,
                 label: self.label,
+                beside: (self.beside != Beside::default()).then(|| Box::new(self.beside)),
             }),
         }
     }
@@ -120,7 +155,7 @@ impl Group {
 
 /// Key and lower-case extension; `None` for names without either and for webdataset's own
 /// `__meta__` files, which its readers pass over too.
-fn split_name(name: &str) -> Option<(&str, String)> {
+pub(crate) fn split_name(name: &str) -> Option<(&str, String)> {
     let start = name.rfind('/').map_or(0, |slash| slash + 1);
     let base = &name[start..];
     let dot = base.find('.')?;
@@ -131,13 +166,13 @@ fn split_name(name: &str) -> Option<(&str, String)> {
 }
 
 /// A regular file in the archive.
-struct Member {
-    name: String,
+pub(crate) struct Member {
+    pub(crate) name: String,
     /// Offset of its header.
-    header: u64,
+    pub(crate) header: u64,
     /// Offset of its data.
-    data: u64,
-    size: u64,
+    pub(crate) data: u64,
+    pub(crate) size: u64,
 }
 
 /// What extended headers say about the next member.
@@ -147,34 +182,54 @@ struct Extended {
     size: Option<u64>,
 }
 
-struct Scanner<'a> {
+/// Walks from header to header of an archive, or of an archive that is a member of another.
+pub(crate) struct Scanner<'a, R> {
     path: &'a Path,
-    reader: BufReader<File>,
+    reader: BufReader<R>,
+    /// Where the archive starts in the reader; every other offset counts from there.
+    base: u64,
     length: u64,
     position: u64,
 }
 
-impl Scanner<'_> {
-    fn problem(&self, offset: u64, key: &str, problem: ShardProblem) -> Error {
+impl<'a> Scanner<'a, File> {
+    /// The archive that fills bytes `base` to `base + length` of a file.
+    pub(crate) fn within(path: &'a Path, mut file: File, base: u64, length: u64) -> Result<Self> {
+        file.seek(SeekFrom::Start(base)).map_err(Error::io("read", path))?;
+        Ok(Self { path, reader: BufReader::new(file), base, length, position: 0 })
+    }
+}
+
+impl<R: Read + Seek> Scanner<'_, R> {
+    pub(crate) fn problem(&self, offset: u64, key: &str, problem: ShardProblem) -> Error {
+        let offset = self.base + offset;
         Error::Shard { shard: self.path.to_owned(), offset, key: key.to_owned(), problem }
+    }
+
+    /// The error of a read: a remote shard's own, which names the bytes, or the system's.
+    fn unread(&self, error: std::io::Error) -> Error {
+        match crate::remote::behind(&error) {
+            Some(remote) => Error::Remote(remote.clone()),
+            None => Error::io("read", self.path)(error),
+        }
     }
 
     fn seek(&mut self, position: u64) -> Result<()> {
         // A relative seek keeps the buffer, which often holds the next header already.
         let delta = position as i64 - self.position as i64;
-        self.reader.seek_relative(delta).map_err(Error::io("read", self.path))?;
+        self.reader.seek_relative(delta).map_err(|error| self.unread(error))?;
         self.position = position;
         Ok(())
     }
 
     fn read(&mut self, buffer: &mut [u8]) -> Result<()> {
-        self.reader.read_exact(buffer).map_err(Error::io("read", self.path))?;
+        self.reader.read_exact(buffer).map_err(|error| self.unread(error))?;
         self.position += buffer.len() as u64;
         Ok(())
     }
 
     /// The next regular file, or `None` at the end of the archive.
-    fn next_member(&mut self) -> Result<Option<Member>> {
+    pub(crate) fn next_member(&mut self) -> Result<Option<Member>> {
         let mut extended = Extended::default();
         loop {
             let start = self.position;

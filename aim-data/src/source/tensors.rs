@@ -129,9 +129,7 @@ fn read_header(path: &Path, file: &File, length: u64) -> Result<(Metadata, u64)>
             file.take(size).read_to_end(&mut header)
         })
         .map_err(Error::io("read", path))?;
-    // Deserialising also checks that offsets are contiguous and agree with dtype and shape.
-    let metadata: Metadata =
-        serde_json::from_slice(&header).map_err(|error| fail(8, error.to_string()))?;
+    let metadata = parse_header(&header).map_err(|reason| fail(8, reason))?;
     let start = 8 + size;
     let expected = start.saturating_add(metadata.data_len() as u64);
     if expected != length {
@@ -139,6 +137,12 @@ fn read_header(path: &Path, file: &File, length: u64) -> Result<(Metadata, u64)>
         return Err(fail(start, reason));
     }
     Ok((metadata, start))
+}
+
+/// A header's tensors. Deserialising also checks that offsets are contiguous and agree with type
+/// and shape.
+pub(crate) fn parse_header(header: &[u8]) -> Result<Metadata, String> {
+    serde_json::from_slice(header).map_err(|error| error.to_string())
 }
 
 fn read_labels(

@@ -141,12 +141,23 @@ pub struct DataConfig {
     pub ratio: [f64; 2],
     /// Probability of a horizontal flip. Default 0.5 (ml-l3m).
     pub flip: f64,
+    /// Largest random changes of brightness, contrast, saturation and hue, as torchvision's
+    /// `ColorJitter` takes them. Default `[0, 0, 0, 0]`: off (paper 5.2).
+    pub color_jitter: [f64; 4],
     /// Mean of each channel on a scale of 0 to 1. Default ImageNet's (ml-l3m).
     pub mean: [f64; 3],
     /// Standard deviation of each channel on a scale of 0 to 1. Default ImageNet's (ml-l3m).
     pub std: [f64; 3],
     /// Decoding threads; 0, the default, takes one per core.
     pub workers: usize,
+    /// Largest share of the images tried that may be unusable; more stop the run. The first 10 are
+    /// tolerated whatever their share. Each is named in `skipped.jsonl` and replaced by the next
+    /// in the order. Default 0.1.
+    pub max_bad_fraction: f64,
+    /// Shards in a window of the shuffle: samples are shuffled among so many neighbours in the
+    /// epoch's order of shards, and twice as many shards are needed at hand. 0, the default,
+    /// shuffles local data as a whole and remote shards in windows of 16.
+    pub window_shards: usize,
 }
 
 impl Default for DataConfig {
@@ -157,9 +168,12 @@ impl Default for DataConfig {
             scale: [0.4, 1.0],
             ratio: [0.75, 4.0 / 3.0],
             flip: 0.5,
+            color_jitter: [0.0; 4],
             mean: [0.485, 0.456, 0.406],
             std: [0.229, 0.224, 0.225],
             workers: 0,
+            max_bad_fraction: 0.1,
+            window_shards: 0,
         }
     }
 }

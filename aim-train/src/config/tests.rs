@@ -195,6 +195,8 @@ fn ranges_name_the_origin() {
         "data.scale=[0.4, 1.5]",
         "data.ratio=[1, nan]",
         "data.flip=2",
+        "data.color_jitter=[0.4, 0.4, 0.4, 0.6]",
+        "data.color_jitter=[-0.1, 0, 0, 0]",
         "data.mean=[123.675, 116.28, 103.53]",
         "data.std=[0, 1, 1]",
         "checkpoint.keep=0",

@@ -95,6 +95,15 @@ impl RunConfig {
             "[least, greatest] with 0 < least <= greatest, such as [0.75, 1.3333]",
         )?;
         ensure((0.0..=1.0).contains(&data.flip), "data.flip", data.flip, "a probability, 0 to 1")?;
+        let [factors @ .., hue] = data.color_jitter;
+        ensure(
+            factors.iter().all(|factor| (0.0..=100.0).contains(factor))
+                && (0.0..=0.5).contains(&hue),
+            "data.color_jitter",
+            data.color_jitter,
+            "[brightness, contrast, saturation, hue], 0 or more and the last at most 0.5, such as \
+             [0.4, 0.4, 0.4, 0.1]",
+        )?;
         ensure(
             data.mean.iter().all(|mean| (0.0..=1.0).contains(mean)),
             "data.mean",
@@ -106,6 +115,18 @@ impl RunConfig {
             "data.std",
             data.std,
             "three numbers above 0 and up to 1 (divide by 255 if yours are not)",
+        )?;
+        ensure(
+            (0.0..=1.0).contains(&data.max_bad_fraction),
+            "data.max_bad_fraction",
+            data.max_bad_fraction,
+            "a share of the images, 0 to 1",
+        )?;
+        ensure(
+            data.window_shards <= 1_000_000,
+            "data.window_shards",
+            data.window_shards,
+            "at most 1000000; 0 for what suits each source",
         )?;
         ensure(data.workers <= 1024, "data.workers", data.workers, "at most 1024; 0 for all cores")
     }

@@ -5,12 +5,14 @@
 //! | `device` | choosing the device, and the recomputation that fits it |
 //! | `events` | what the trainer tells |
 //! | `setup` | opening data, model and run directory; resuming |
+//! | `skipped` | `skipped.jsonl`, the samples that could not be used |
 //! | `state` | what a checkpoint holds |
 //! | `validation` | validation losses and their baseline |
 
 mod device;
 mod events;
 mod setup;
+mod skipped;
 mod state;
 mod validation;
 
@@ -39,6 +41,7 @@ use crate::optimizer::{AdamW, Update, clip_scale, grad_norm};
 use crate::schedule::lr_at;
 use crate::signals::{Signal, Stop};
 
+use skipped::{Set, SkippedLog};
 use validation::ValidationSet;
 
 /// How a run ended.
@@ -72,6 +75,7 @@ pub struct Trainer {
     done: u64,
     saved: Option<u64>,
     metrics: JsonlWriter,
+    skipped: SkippedLog,
     tensorboard: Option<EventWriter>,
     _lock: RunLock,
 }
@@ -86,7 +90,12 @@ impl Trainer {
         let steps = self.config.train.steps;
         self.tell_ready(observer)?;
         while self.done < steps {
-            let Some(metrics) = self.train_step(stop)? else {
+            let stepped = self.train_step(stop);
+            if stepped.is_err() {
+                // What could not be used may be why. That error comes first, whatever happens here.
+                let _ = self.record_skipped(self.done + 1, observer);
+            }
+            let Some(metrics) = stepped? else {
                 self.save(observer)?;
                 return Ok(self.stopped(stop));
             };
@@ -232,11 +241,16 @@ impl Trainer {
             }
         }
         self.metrics.line(&fields)?;
-        for skipped in self.loader.take_skipped() {
-            observer.event(Event::SampleSkipped(&skipped));
-        }
+        self.record_skipped(metrics.step, observer)?;
         observer.event(Event::Step(metrics));
         Ok(())
+    }
+
+    /// Tells and writes down which samples could not be used in this step.
+    fn record_skipped(&mut self, step: u64, observer: &mut dyn Observer) -> Result<(), TrainError> {
+        let skipped = self.loader.take_skipped();
+        skipped.iter().for_each(|skipped| observer.event(Event::SampleSkipped(skipped)));
+        self.skipped.write(step, Set::Train, &skipped)
     }
 
     /// Saves the run as it is, unless it already is or has not begun.
@@ -246,6 +260,7 @@ impl Trainer {
         }
         // The log must reach at least as far as the checkpoint that a resumed run starts from.
         self.metrics.sync()?;
+        self.skipped.sync()?;
         if let Some(writer) = &mut self.tensorboard {
             writer.sync()?;
         }

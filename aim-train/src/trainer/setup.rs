@@ -1,10 +1,11 @@
 //! Opening a run: data, model, run directory, and where to go on from.
 
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use aim_data::augment::{HorizontalFlip, RandomResizedCrop, Transform};
-use aim_data::loader::{Batch, Loader, LoaderOptions, LoaderState};
+use aim_data::augment::{ColorJitter, HorizontalFlip, RandomResizedCrop, Transform};
+use aim_data::loader::{BadSamplePolicy, Batch, Loader, LoaderOptions, LoaderState};
 use aim_data::sampler::Mixture;
 use aim_data::source::{SampleFormat, Source, Subset};
 use aim_data::spec::{DataSpec, OpenOptions};
@@ -16,6 +17,7 @@ use aim_tensor::{Device, Parameters};
 
 use super::device::{self, Chosen, DeviceChoice, fit_recompute};
 use super::events::{Event, Observer};
+use super::skipped::{Set, SkippedLog};
 use super::state;
 use super::validation::ValidationSet;
 use super::{Trainer, TrainerState};
@@ -75,7 +77,8 @@ pub fn open_data(config: &RunConfig) -> Result<(Mixture, Arc<dyn Source>), Train
     } else {
         config.data.val.parse::<DataSpec>()?.open(&options)?
     };
-    Ok((Mixture::new(parts)?, validation))
+    let window = NonZeroUsize::new(config.data.window_shards);
+    Ok((Mixture::with_window(parts, window)?, validation))
 }
 
 impl Trainer {
@@ -155,6 +158,17 @@ impl Trainer {
         }
         let metrics = run_dir.join("metrics.jsonl");
         truncate_after(&metrics, done)?;
+        // Validation images are looked at once in a run's life, before its first step.
+        let (mut skipped, reported) =
+            SkippedLog::open(run_dir.join("skipped.jsonl"), found.is_some().then_some(done))?;
+        let mut unusable = Vec::new();
+        let mut observer = |event: Event<'_>| {
+            if let Event::SampleSkipped(skipped) = &event {
+                unusable.push((*skipped).clone());
+            }
+            observer.event(event);
+        };
+        let observer: &mut dyn Observer = &mut observer;
         let tensorboard = config
             .log
             .tensorboard
@@ -180,17 +194,24 @@ impl Trainer {
                 }
             })
             .transpose()?;
+        if found.is_none() {
+            skipped.write(0, Set::Validation, &unusable)?;
+        }
         let (rule, tokens) = (prefix_rule(&config), config.model.num_patches());
         let prefixes = PrefixSampler::new(rule, tokens, config.train.seed);
         let mut prefix = Vec::new();
         prefixes.draw(done, 0..config.train.batch_size, &mut prefix);
         let rows = Selection::next_patch(&prefix, tokens).rows.len();
         let recompute = fit_recompute(&config.train, &device, &model, images, rows)?;
+        let consumed = loader_state.clone();
+        let mut loader = Loader::new(mixture, options, loader_state)?;
+        loader.remember_skipped(reported);
         Ok(Self {
             prefixes,
             recompute,
-            consumed: loader_state.clone(),
-            loader: Loader::new(mixture, options, loader_state)?,
+            consumed,
+            loader,
+            skipped,
             selections: vec![Selection::default(); config.train.accumulate],
             metrics: JsonlWriter::append_to(metrics)?,
             tensorboard,
@@ -233,6 +254,8 @@ fn image_batch(config: &RunConfig, mixture: &Mixture) -> Result<ImageBatch, Trai
 fn loader_options(config: &RunConfig) -> LoaderOptions {
     let data = &config.data;
     let crop = RandomResizedCrop { scale: data.scale.into(), ratio: data.ratio.into() };
+    let [brightness, contrast, saturation, hue] = data.color_jitter;
+    let jitter = ColorJitter { brightness, contrast, saturation, hue };
     let size = config.model.img_size;
     LoaderOptions {
         height: size.height as u32,
@@ -241,10 +264,14 @@ fn loader_options(config: &RunConfig) -> LoaderOptions {
             0 => std::thread::available_parallelism().map_or(1, |n| n.get()),
             workers => workers,
         },
+        bad_samples: BadSamplePolicy {
+            max_fraction: data.max_bad_fraction,
+            ..BadSamplePolicy::default()
+        },
         ..LoaderOptions::new(
             config.train.batch_size,
             size.height as u32,
-            Transform::Train(crop, HorizontalFlip { p: data.flip }),
+            Transform::Train(crop, HorizontalFlip { p: data.flip }, jitter),
         )
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use aim_data::augment::Transform;
-use aim_data::loader::{Batch, EvalLoader, Images, LoaderOptions, Pass, Skipped};
+use aim_data::loader::{BadSamplePolicy, Batch, EvalLoader, Images, LoaderOptions, Pass, Skipped};
 use aim_data::source::Source;
 use aim_kernels::patch_loss::{self, PatchLoss};
 use aim_model::objective::{PrefixSampler, Selection};
@@ -209,7 +209,9 @@ impl Baseline {
         let mut images = 0;
         let mut failed = None;
         let pass = Pass { limit: Some(BASELINE_IMAGES), shuffle_seed: Some(0), augment_seed: 0 };
-        // What is skipped here is met, and named, in training.
+        // What is skipped here is met, named and judged in training.
+        let bad_samples = BadSamplePolicy { max_fraction: 1.0, ..options.bad_samples };
+        let options = LoaderOptions { bad_samples, ..options };
         for_each_batch(train, options, pass, |batch| match targets.of(batch) {
             Ok(values) => {
                 images += batch.len();
