@@ -11,6 +11,7 @@
 //! | [`compile`] | source to cubin, and the cache on disk |
 //! | [`sources`] | the source of all kernels |
 //! | `launch` | grids and arguments |
+//! | `staging` | [`Staging`]: values on their way to the device while it works |
 //! | [`gemm`] | matrix products through cuBLASLt: plans, measuring, what to keep between runs |
 //! | [`timing`] | times on the device; every kernel and product at the shapes of a model |
 //! | `columns` | how kernels that walk down columns are divided over blocks; `columns.cuh` is their half |
@@ -28,6 +29,7 @@ mod gpu;
 mod launch;
 pub mod libraries;
 pub mod sources;
+mod staging;
 pub mod timing;
 pub(crate) mod vector;
 
@@ -35,3 +37,4 @@ pub use arena::{ALIGN, DeviceArena, DeviceSlice, SplitSlice};
 pub use error::CudaError;
 pub use gpu::{DeviceInfo, Gpu};
 pub(crate) use launch::{Args, Grid};
+pub use staging::Staging;

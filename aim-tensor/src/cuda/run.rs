@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use aim_kernels::cast;
-use aim_kernels::cuda::{ALIGN, CudaError, DeviceArena, DeviceSlice, Gpu};
+use aim_kernels::cuda::{ALIGN, CudaError, DeviceArena, DeviceSlice, Gpu, Staging};
 use aim_kernels::linear::Linear;
 use aim_kernels::linear::cuda::{Operand, Out};
 use aim_kernels::memory::Span;
@@ -18,6 +18,8 @@ use crate::tape::{Tape, Var};
 
 /// The arena of a session on a device: the plan's words, then the tape's constants.
 pub(crate) struct Store {
+    // Before the arena: copies into it end before it goes.
+    staging: Staging,
     pub(crate) arena: DeviceArena,
     /// First word of each constant.
     pub(crate) constants: Vec<usize>,
@@ -49,15 +51,16 @@ impl Store {
                 DeviceArena::new(gpu, 4 * words, "the values of one step")?
             }
         };
-        let store = Self { arena, constants };
+        let store = Self { staging: Staging::new(gpu), arena, constants };
         for (values, &start) in tape.constants.iter().zip(&store.constants) {
             store.arena.slice(4 * start, values.len()).upload(gpu, values)?;
         }
         Ok(store)
     }
 
-    pub(crate) fn upload<T: Pod>(&self, span: Span, values: &[T]) -> Result<(), CudaError> {
-        self.arena.slice(4 * span.start, values.len()).upload(self.arena.gpu(), values)
+    /// Writes an input; `values` may change when this returns, which waits for no work on the device.
+    pub(crate) fn upload<T: Pod>(&mut self, span: Span, values: &[T]) -> Result<(), CudaError> {
+        self.staging.upload(self.arena.slice(4 * span.start, values.len()), values)
     }
 
     /// `len` values of that type as f32.

@@ -9,7 +9,7 @@ use anyhow::{Result, ensure};
 use super::Context;
 use super::record::{Check, Record};
 
-/// What there are checks of, besides the primitives: the products, and each file of kernels.
+/// What there are checks of, besides the primitives: each file of kernels, the products, and uploads.
 pub(super) fn names() -> Vec<&'static str> {
     let files = sources::FILES.iter().filter_map(|(name, _)| name.strip_suffix(".cu"));
     let mut names: Vec<&str> = files.filter(|name| *name != "seam").collect();
@@ -19,7 +19,7 @@ pub(super) fn names() -> Vec<&'static str> {
     };
     let all = names.clone();
     names.retain(|name| !all.iter().any(|other| second(name, other)));
-    names.push("linear");
+    names.extend(["linear", "staging"]);
     names
 }
 

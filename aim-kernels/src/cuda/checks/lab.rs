@@ -60,7 +60,7 @@ impl Lab {
     }
 
     /// The device.
-    pub(crate) fn gpu(&self) -> &Gpu {
+    pub(crate) fn gpu(&self) -> &Arc<Gpu> {
         &self.gpu
     }
 

@@ -23,6 +23,7 @@ mod prefix_attention;
 mod seam;
 mod shifted;
 mod softmax_cross_entropy;
+mod staging;
 
 pub use lab::{Check, Lab};
 
@@ -50,6 +51,7 @@ pub fn run(lab: &mut Lab, filter: &str) -> Result<Vec<Check>, super::CudaError> 
         ("prefix_attention", prefix_attention::run),
         ("seam", seam::run),
         ("softmax_cross_entropy", softmax_cross_entropy::run),
+        ("staging", staging::run),
     ];
     let mut checks = Vec::new();
     for &(name, run) in all {
