@@ -1,7 +1,8 @@
 //! Huffman codes and the bits they are read from.
 
-/// Bits looked up at once. Codes are at most 16 bits, nearly all that occur are shorter.
-const LOOK: u32 = 12;
+/// Bits looked up at once. Codes are at most 16 bits, nearly all that occur are shorter; four tables of this many bits
+/// stay in the first-level cache beside the pixels.
+const LOOK: u32 = 10;
 
 /// Natural order of the coefficients in a scan's zigzag order.
 const ZIGZAG: [u8; 64] = [
@@ -12,9 +13,9 @@ const ZIGZAG: [u8; 64] = [
 
 /// A table of codes, with what it was made from.
 ///
-/// An entry of the fast table says all about a code and the number after it, where both fit into
-/// the bits looked at: `value << 16 | run << 8 | bits`. Where only the code fits, `bits` has
-/// [`SHORT`] added, and `value` is the number's size. 0: the code itself is longer.
+/// An entry of the fast table says all about a code that fits into the bits looked at:
+/// `run << 16 | size of the number after it << 8 | bits of both`. 0: the code itself is longer. The number is taken from
+/// the bits by arithmetic: a branch on whether it was looked up as well would be guessed wrong too often.
 pub(super) struct Codes {
     source: Vec<u8>,
     fast: Box<[u32; 1 << LOOK]>,
@@ -25,7 +26,6 @@ pub(super) struct Codes {
     symbols: [u8; 256],
 }
 
-const SHORT: u32 = 0x80;
 /// A run that ends the block.
 const END: u32 = 64;
 
@@ -78,43 +78,38 @@ impl Codes {
     /// Fills the entries that begin with a code.
     fn enter(&mut self, code: u32, length: u32, symbol: u8) {
         let spare = LOOK - length;
-        let (run, size) = (u32::from(symbol >> 4), u32::from(symbol & 15));
         let first = (code << spare) as usize;
-        for (rest, entry) in (0u32..).zip(&mut self.fast[first..first + (1 << spare)]) {
-            *entry = if symbol == 0 {
-                // The end of a block, or a difference of 0 among DC codes, which look at the value.
-                END << 8 | length
-            } else if size <= spare {
-                let value = extend((rest >> (spare - size)) as i32, size);
-                (value as u32) << 16 | run << 8 | (length + size)
-            } else {
-                size << 16 | run << 8 | length | SHORT
-            };
-        }
+        self.fast[first..first + (1 << spare)].fill(entry(symbol, length));
     }
 }
 
+/// What a table says of a symbol whose code has that length.
+fn entry(symbol: u8, length: u32) -> u32 {
+    if symbol == 0 {
+        // The end of a block, or a difference of 0 among DC codes, which look at the value.
+        return END << 16 | length;
+    }
+    let (run, size) = (u32::from(symbol >> 4), u32::from(symbol & 15));
+    run << 16 | size << 8 | (length + size)
+}
+
 impl Codes {
-    /// Length with the number after it, run and number of a code that the fast table does not hold.
+    /// The entry of a code that the fast table does not hold.
     #[cold]
-    fn long(&self, bits: u64) -> Option<(u32, u32, i32)> {
+    fn long(&self, bits: u64) -> Option<u32> {
         let code = (bits >> 48) as u32;
         let length = (LOOK + 1..=16).find(|&at| code < self.limits[at as usize])?;
         let place = (code >> (16 - length)) as i32 + self.offsets[length as usize];
-        let symbol = *self.symbols.get(usize::try_from(place).ok()?)?;
-        if symbol == 0 {
-            return Some((length, END, 0));
-        }
-        let (run, size) = (u32::from(symbol >> 4), u32::from(symbol & 15));
-        let value = ((bits << length) >> 1 >> (63 - size)) as i32;
-        Some((length + size, run, extend(value, size)))
+        self.symbols.get(usize::try_from(place).ok()?).map(|&symbol| entry(symbol, length))
     }
 }
 
 /// A number of `size` bits as JPEG writes it: the lower half stands for negative ones.
 #[inline(always)]
 fn extend(bits: i32, size: u32) -> i32 {
-    if size > 0 && bits < 1 << (size - 1) { bits - (1 << size) + 1 } else { bits }
+    // All ones where the first of the bits is 0: no branch, since it is as good as random.
+    let negative = ((bits << 1) >> size) - 1;
+    bits + (negative & (1 - (1 << size)))
 }
 
 /// Reads bits of one segment, most significant first.
@@ -132,7 +127,8 @@ impl<'a> BitReader<'a> {
         Self { bytes, at, end, bits: 0, count: 0 }
     }
 
-    /// Makes at least 56 bits available; past the end they are zeros, or the next segment's.
+    /// Makes at least 56 bits available; past the end they are zeros, or the next segment's. Done before every code: a
+    /// branch on how many are left would be guessed wrong too often.
     #[inline(always)]
     fn refill(&mut self) -> Option<()> {
         let word = self.bytes.get(self.at..)?.first_chunk::<8>()?;
@@ -157,29 +153,21 @@ impl<'a> BitReader<'a> {
     /// Run and number behind the next code; 32 bits are available.
     #[inline(always)]
     fn next(&mut self, codes: &Codes) -> Option<(u32, i32)> {
-        let entry = codes.fast[(self.bits >> (64 - LOOK)) as usize];
+        let mut entry = codes.fast[(self.bits >> (64 - LOOK)) as usize];
         if entry == 0 {
             // By value, so that the reader can stay in registers.
-            let (length, run, value) = codes.long(self.bits)?;
-            self.consume(length);
-            return Some((run, value));
+            entry = codes.long(self.bits)?;
         }
-        if entry & SHORT == 0 {
-            self.consume(entry & 0x7f);
-            return Some((entry >> 8 & 0xff, entry as i32 >> 16));
-        }
-        let size = entry >> 16;
-        self.consume(entry & 0x7f);
-        let bits = (self.bits >> 1 >> (63 - size)) as i32;
-        self.consume(size);
-        Some((entry >> 8 & 0xff, extend(bits, size)))
+        let (both, size) = (entry & 0xff, entry >> 8 & 0xff);
+        // The number ends where both end.
+        let number = (self.bits >> (64 - both)) as u32 & ((1 << size) - 1);
+        self.consume(both);
+        Some((entry >> 16, extend(number as i32, size)))
     }
 
     #[inline(always)]
     fn difference(&mut self, dc: &Codes, prediction: &mut i32) -> Option<()> {
-        if self.count < 32 {
-            self.refill()?;
-        }
+        self.refill()?;
         let (run, value) = self.next(dc)?;
         // A size above 15 cannot be: it would show as a run.
         (run == 0 || run == END).then_some(())?;
@@ -202,9 +190,7 @@ impl<'a> BitReader<'a> {
         values[0] = (*prediction as i16).wrapping_mul(quantisation[0] as i16);
         let (mut at, mut last) = (1, 0);
         while at < 64 {
-            if self.count < 32 {
-                self.refill()?;
-            }
+            self.refill()?;
             let (run, value) = self.next(ac)?;
             at += run as usize;
             if at > 63 {
@@ -231,9 +217,7 @@ impl<'a> BitReader<'a> {
         self.difference(dc, prediction)?;
         let mut at = 1;
         while at < 64 {
-            if self.count < 32 {
-                self.refill()?;
-            }
+            self.refill()?;
             let (run, _) = self.next(ac)?;
             if run == END {
                 return Some(());
