@@ -10,8 +10,8 @@ use crate::error::{Error, Result};
 use crate::remote::{RemoteOptions, is_remote, redacted};
 use crate::sampler::Mixture;
 use crate::source::{
-    IdxSource, MdsSource, Source, SyntheticSource, TensorSource, WebDataset, is_idx_folder,
-    open_folders, open_ilsvrc,
+    Benchmark, IdxSource, MdsSource, Source, SyntheticSource, TensorSource, WebDataset,
+    is_idx_folder, open_benchmark, open_folders, open_ilsvrc,
 };
 
 /// The accepted forms, for messages and help texts.
@@ -24,6 +24,10 @@ pub const SPEC_FORMS: &str = "accepted forms:
   mds:DIR                           shards of MosaicML streaming: a folder with index.json
   ilsvrc:DIR[#train|#val]           ImageNet as downloaded: ILSVRC2012_img_{train,val}.tar with the
                                     devkit, or as Kaggle ships it; nothing is unpacked
+  SET:DIR[#SPLIT[+SPLIT]]           a data set of the paper's benchmarks as published; SET is inat18,
+                                    cifar10, cifar100, food101, dtd (#train+val:N, split number N),
+                                    pets, cars, iwildcam, camelyon17, pcam, rxrx1, eurosat, fmow,
+                                    domainnet (#train:DOMAIN; infograph unless named)
   idx:IMAGES[,LABELS]               IDX files, gzipped or not
   idx:DIR[#train|#t10k]             a folder with the four files of MNIST or Fashion-MNIST
   tensors:FILE.safetensors[#NAME]   normalised images, f32 [images, 3, height, width]
@@ -60,6 +64,15 @@ pub enum SpecKind {
         /// Folder with the downloads, or one of the tar files.
         path: PathBuf,
         /// `train` or `val`.
+        split: Option<String>,
+    },
+    /// `SET:DIR[#SPLITS]`, with a data set's [name](Benchmark::name) as scheme.
+    Benchmark {
+        /// The data set.
+        set: Benchmark,
+        /// Folder with its files.
+        folder: PathBuf,
+        /// Splits, as in `train+val`.
         split: Option<String>,
     },
     /// `idx:IMAGES[,LABELS]`
@@ -161,8 +174,11 @@ impl FromStr for DataSpec {
                 SpecKind::Tensors { file: file.into(), name: name.map(str::to_owned) }
             }
             "" => recognise(rest).map_err(fail)?,
-            _ if Path::new(text).exists() => recognise(text).map_err(fail)?,
-            unknown => return Err(fail(format!("unknown kind of data `{unknown}`"))),
+            _ => match Benchmark::from_name(scheme) {
+                Some(set) => benchmark_spec(set, rest),
+                None if Path::new(text).exists() => recognise(text).map_err(fail)?,
+                None => return Err(fail(format!("unknown kind of data `{scheme}`"))),
+            },
         };
         Ok(Self { kind, weight })
     }
@@ -195,6 +211,11 @@ fn split_fragment(text: &str) -> (&str, Option<&str>) {
 fn ilsvrc_spec(text: &str) -> SpecKind {
     let (path, split) = split_fragment(text);
     SpecKind::Ilsvrc { path: path.into(), split: split.map(str::to_owned) }
+}
+
+fn benchmark_spec(set: Benchmark, text: &str) -> SpecKind {
+    let (folder, split) = split_fragment(text);
+    SpecKind::Benchmark { set, folder: folder.into(), split: split.map(str::to_owned) }
 }
 
 fn idx_spec(text: &str) -> SpecKind {
@@ -255,6 +276,9 @@ fn recognise(text: &str) -> Result<SpecKind, String> {
         if is_ilsvrc_folder(path) {
             return Ok(ilsvrc_spec(text));
         }
+        if let Some(set) = Benchmark::recognise(path) {
+            return Ok(benchmark_spec(set, text));
+        }
         let has_parquet = glob_has(path, "parquet");
         let has_shard = std::fs::read_dir(path)
             .map_err(|error| format!("cannot list {text}: {error}"))?
@@ -308,6 +332,9 @@ impl DataSpec {
             SpecKind::WebDataset(pattern) => {
                 Arc::new(WebDataset::open_with(pattern, limits, options.remote.as_ref())?)
             }
+            SpecKind::Benchmark { set, folder, split } => {
+                Arc::from(open_benchmark(*set, folder, split.as_deref(), limits)?)
+            }
             SpecKind::Idx { images, labels } => {
                 Arc::new(IdxSource::open(images, labels.as_deref())?)
             }
@@ -333,6 +360,12 @@ impl fmt::Display for DataSpec {
             SpecKind::Mds(pattern) => write!(f, "mds:{pattern}")?,
             SpecKind::Ilsvrc { path, split } => {
                 write!(f, "ilsvrc:{}", path.display())?;
+                if let Some(split) = split {
+                    write!(f, "#{split}")?;
+                }
+            }
+            SpecKind::Benchmark { set, folder, split } => {
+                write!(f, "{}:{}", set.name(), folder.display())?;
                 if let Some(split) = split {
                     write!(f, "#{split}")?;
                 }
@@ -374,6 +407,9 @@ mod tests {
             "mds:/data/{a,b}",
             "ilsvrc:/data/imagenet#val",
             "ilsvrc:/data/imagenet",
+            "cars:/data/cars#test@2",
+            "dtd:/data/dtd#train+val:3",
+            "pcam:/data/pcam",
             "wds:/data/a.tar?image=seg.png",
             "tensors:x.safetensors#pixels",
             "tensors:x.safetensors",

@@ -88,7 +88,35 @@ fn seeds(target: &str) -> Vec<Vec<u8>> {
         "idx" => vec![idx(&[2, 3, 2], &[9; 12]), idx(&[4], &[1; 4])],
         "mds_index" => fixtures("formats/mds_zstd", |name| name == "index.json"),
         "mds_shard" => mds_shards(),
-        "mat" => fixtures("formats", |name| name.ends_with(".mat")),
+        "mat" => {
+            let mut all = fixtures("formats", |name| name.ends_with(".mat"));
+            all.extend(fixtures("benchmarks", |name| name.ends_with(".mat")));
+            all
+        }
+        // The smaller ones: what is mutated should be structure, not pixels.
+        "hdf5" => fixtures("benchmarks", |name| name.ends_with(".h5") && !name.starts_with("lzf")),
+        "cifar" => fixtures("benchmarks", |name| name.starts_with("cifar")),
+        "benchmark_lists" => vec![
+            b"#Image ID\nAbyssinian_100 1 1 1\nSphynx_3 37 1 3\n".to_vec(),
+            b"banded/banded_0002.jpg\nbanded/b.jpg 3\ninfograph/axe/i_1.jpg 12\n".to_vec(),
+            b"apple_pie/1005649\nbanded/12\n".to_vec(),
+        ],
+        "benchmark_tables" => vec![
+            b",split,location_remapped,y,filename\n0,train,3,2,\"a, b.jpg\"\n1,id_val,4,0,b.jpg\n"
+                .to_vec(),
+            b",patient,node,x_coord,y_coord,tumor,slide,center,split\n0,004,4,3328,2,1,0,0,0\n"
+                .to_vec(),
+            b"dataset,experiment,plate,well,site,sirna,sirna_id\ntrain,HEPG2-01,1,B02,1,s20,1\n"
+                .to_vec(),
+            b"split,category,timestamp\ntrain,zoo,2012-12-31T23:59:59Z\nseq,dam,2016-01-01\n"
+                .to_vec(),
+        ],
+        "inat_json" => vec![
+            br#"{"images": [{"id": 1, "file_name": "a/b.jpg"}, {"id": 2, "file_name": "c.jpg"}],
+                "annotations": [{"image_id": 1, "category_id": 7}, {"image_id": 2, "category_id": 2}],
+                "categories": [{"id": 7, "name": "x"}, {"id": 2, "name": 3}]}"#
+                .to_vec(),
+        ],
         "class_lists" => vec![
             b"n02000001 ant\nn02000003 zebra, horse\n".to_vec(),
             b"ImageId,P\nx,n02000001 1 2\n".to_vec(),

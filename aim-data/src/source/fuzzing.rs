@@ -8,9 +8,11 @@ use std::io::Cursor;
 use std::path::Path;
 
 use crate::decode::{DecodeLimits, ImageFormat, decode};
+use crate::source::benchmark::parsers;
+use crate::source::hdf5::Dataset;
 use crate::source::ilsvrc::Classes;
 use crate::source::mds::{Column, Encoding, Layout, image_payload, parse_index, read_table};
-use crate::source::{Fields, idx, img2dataset, tar_index, tensors};
+use crate::source::{Benchmark, Fields, idx, img2dataset, tar_index, tensors};
 
 /// A parser and the name of its target.
 pub type Target = (&'static str, fn(&[u8]));
@@ -22,6 +24,11 @@ pub const TARGETS: &[Target] = &[
     ("mds_index", mds_index),
     ("mds_shard", mds_shard),
     ("mat", mat),
+    ("hdf5", hdf5_file),
+    ("benchmark_lists", benchmark_lists),
+    ("benchmark_tables", benchmark_tables),
+    ("inat_json", inat_json),
+    ("cifar", cifar),
     ("class_lists", class_lists),
     ("img2dataset_stats", stats),
     ("safetensors_header", safetensors),
@@ -93,6 +100,68 @@ fn mat(bytes: &[u8]) {
     if let Ok(classes) = Classes::from_meta(bytes) {
         let sorted = classes.ids.windows(2).all(|pair| pair[0] < pair[1]);
         assert!(sorted && classes.ids.len() == classes.words.len());
+    }
+    let _ = parsers::annotations(bytes);
+    let _ = parsers::class_names(bytes);
+}
+
+fn hdf5_file(bytes: &[u8]) {
+    let len = bytes.len() as u64;
+    for name in ["x", "y"] {
+        let Ok(array) = Dataset::open(&bytes, len, name) else { continue };
+        let (rows, size) = (array.block_rows(), array.row_bytes());
+        assert!(rows >= 1 && rows <= array.dims[0] && size >= 1);
+        for block in [0, 1, (array.dims[0] - 1) / rows, u64::MAX] {
+            if let Ok(read) = array.read_block(&bytes, len, block) {
+                let expected = rows.min(array.dims[0] - block * rows) * size;
+                assert_eq!(read.len() as u64, expected);
+            }
+        }
+        if let Ok(values) = array.read_all(&bytes, len, 1 << 16) {
+            assert_eq!(values.len() as u64, array.dims.iter().product::<u64>());
+        }
+    }
+}
+
+fn benchmark_lists(bytes: &[u8]) {
+    let text = String::from_utf8_lossy(bytes);
+    let classes = ["apple_pie".to_owned(), "banded".to_owned()];
+    let mut names = std::collections::BTreeMap::new();
+    let mut paths = Vec::new();
+    paths.extend(parsers::pets(&text, &mut names).unwrap_or_default());
+    paths.extend(parsers::domainnet(&text, &mut names).unwrap_or_default());
+    paths.extend(parsers::food101(&text, &classes).unwrap_or_default());
+    let _ = parsers::dtd(&text);
+    for (path, _) in paths {
+        if parsers::safe_relative(&path).is_ok() {
+            let joined = Path::new("root").join(&path);
+            let inside = |part| !matches!(part, std::path::Component::ParentDir);
+            assert!(joined.starts_with("root") && joined.components().all(inside), "{path}");
+        }
+    }
+}
+
+fn benchmark_tables(bytes: &[u8]) {
+    for which in [Benchmark::IWildCam, Benchmark::Camelyon17, Benchmark::RxRx1] {
+        for row in parsers::wilds(which, bytes).unwrap_or_default() {
+            assert!(row.label < 1 << 20 && !row.split.is_empty(), "{row:?}");
+        }
+    }
+    let _ = parsers::fmow(bytes);
+}
+
+fn inat_json(bytes: &[u8]) {
+    if let Ok(parsed) = parsers::inat(bytes) {
+        assert!(parsed.images.iter().all(|(_, label)| (*label as usize) < parsed.categories.len()));
+    }
+}
+
+fn cifar(bytes: &[u8]) {
+    for hundred in [false, true] {
+        if let Ok(batch) = parsers::decode_pickle(bytes, hundred) {
+            assert_eq!(batch.pixels.len(), batch.labels.len() * 3072);
+        }
+        let _ = parsers::records(bytes, 1 + usize::from(hundred), 10);
     }
 }
 

@@ -5,7 +5,6 @@
 //! nothing is unpacked.
 
 mod labels;
-mod mat;
 
 use std::fs::File;
 use std::path::{Path, PathBuf};

@@ -4,15 +4,18 @@
 //! thread. Order, repetition, augmentation and error policy are not its business: see
 //! [`sampler`](crate::sampler) and [`loader`](crate::loader).
 
+mod benchmark;
 mod cache;
 mod concat;
 mod fields;
 pub(crate) mod fuzzing;
 pub(crate) mod glob;
+mod hdf5;
 mod idx;
 mod ilsvrc;
 mod image_folder;
 mod img2dataset;
+mod mat;
 mod mds;
 #[cfg(feature = "parquet")]
 mod parquet;
@@ -30,6 +33,7 @@ use crate::decode::DecodeLimits;
 use crate::error::{Defect, DefectKind, Error, Result};
 use crate::image::Image;
 
+pub use benchmark::{Benchmark, Cifar, ListedImages, Pcam, open_benchmark};
 pub use concat::Concat;
 pub use fields::{Field, Fields};
 pub use idx::IdxSource;

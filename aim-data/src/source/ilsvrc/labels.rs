@@ -7,8 +7,8 @@ use std::collections::HashMap;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use super::mat::{Structs, Value, read_structs};
 use crate::error::{Error, Result};
+use crate::source::mat::{Structs, Value, read_structs};
 use crate::source::open_regular;
 
 /// Largest text or MAT file read, in bytes.

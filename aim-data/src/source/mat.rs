@@ -1,5 +1,5 @@
-//! MATLAB level 5 files, as far as the ImageNet devkit's `meta.mat` needs them: one array of
-//! structures with numbers and texts.
+//! MATLAB level 5 files, as far as lists of data sets need them (ImageNet's `meta.mat`, the
+//! annotations of Stanford Cars): arrays of structures with numbers and texts, and cells of texts.
 //!
 //! A file is a header of 128 bytes and a run of elements: a tag (`u32` type, `u32` bytes; or both in
 //! one `u32` with up to four bytes of data behind it), the data, padding to 8 bytes. A compressed
@@ -54,6 +54,24 @@ impl Structs {
 /// # Errors
 /// A text saying at which byte (of the file, or of what a compressed element holds) what was found.
 pub(crate) fn read_structs(file: &[u8], name: &str) -> Result<Structs, String> {
+    let found = find(file, |data| structs(data, name))?;
+    found.ok_or_else(|| format!("there is no array of structures called `{name}`"))
+}
+
+/// The texts of the cell array called `name`, from a whole file.
+///
+/// # Errors
+/// As [`read_structs`], and for a cell that holds something else.
+pub(crate) fn read_texts(file: &[u8], name: &str) -> Result<Vec<String>, String> {
+    let found = find(file, |data| texts(data, name))?;
+    found.ok_or_else(|| format!("there is no cell array called `{name}`"))
+}
+
+/// What `read` makes of the first matrix that it accepts.
+fn find<T>(
+    file: &[u8],
+    read: impl Fn(&[u8]) -> Result<Option<T>, String>,
+) -> Result<Option<T>, String> {
     let header = file.get(..128).ok_or("expected a MAT file, found fewer than 128 bytes")?;
     if !header.starts_with(b"MATLAB 5.0") || &header[126..128] != b"IM" {
         return Err(
@@ -73,12 +91,12 @@ pub(crate) fn read_structs(file: &[u8], name: &str) -> Result<Structs, String> {
             (kind, data)
         };
         if kind == MATRIX
-            && let Some(structs) = structs(data, name)?
+            && let Some(found) = read(data)?
         {
-            return Ok(structs);
+            return Ok(Some(found));
         }
     }
-    Err(format!("there is no array of structures called `{name}`"))
+    Ok(None)
 }
 
 fn inflate(data: &[u8]) -> Result<Vec<u8>, String> {
@@ -180,6 +198,27 @@ fn structs(data: &[u8], name: &str) -> Result<Option<Structs>, String> {
         structs.rows.push(values);
     }
     Ok(Some(structs))
+}
+
+/// The texts of a cell array, when it is the one looked for.
+fn texts(data: &[u8], name: &str) -> Result<Option<Vec<String>>, String> {
+    let Matrix { class, count, name: found, mut rest } = matrix(data)?;
+    if class != CLASS_CELL || found != name.as_bytes() {
+        return Ok(None);
+    }
+    // Each takes bytes of the file, as structures do.
+    let mut texts = Vec::new();
+    for number in 0..count {
+        let value = match rest.expect("a cell")? {
+            (MATRIX, data) => value(data, 0).map_err(|why| format!("cell {number}: {why}"))?,
+            _ => Value::Other,
+        };
+        match value {
+            Value::Text(text) => texts.push(text),
+            other => return Err(format!("cell {number} is {other:?}, expected a text")),
+        }
+    }
+    Ok(Some(texts))
 }
 
 fn field_names(rest: &mut Cursor<'_>) -> Result<Vec<String>, String> {
