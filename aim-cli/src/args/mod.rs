@@ -1,12 +1,14 @@
 //! The command line. Doc comments here are the help texts, completions and man pages.
 
 mod shared;
+mod suite;
 
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub(crate) use shared::{ConfigArgs, DeviceArgs};
+pub(crate) use suite::SuiteArgs;
 
 /// The forms of a data specification, for the end of a help text.
 fn spec_help() -> String {
@@ -116,18 +118,20 @@ pub(crate) enum ProbeKind {
     Knn,
 }
 
-#[derive(Args, Debug)]
+#[derive(Args, Clone, Debug)]
 #[command(after_help = spec_help())]
 pub(crate) struct Probe {
     /// Run, checkpoint directory or model.safetensors
     #[arg(long, value_name = "PATH")]
     pub(crate) checkpoint: PathBuf,
     /// Labelled images to train the classifier on
-    #[arg(long, value_name = "SPEC")]
-    pub(crate) train: String,
+    #[arg(long, value_name = "SPEC", required_unless_present = "suite")]
+    pub(crate) train: Option<String>,
     /// Labelled images to measure on
-    #[arg(long, value_name = "SPEC")]
-    pub(crate) val: String,
+    #[arg(long, value_name = "SPEC", required_unless_present = "suite")]
+    pub(crate) val: Option<String>,
+    #[command(flatten)]
+    pub(crate) suite: SuiteArgs,
     /// Which classifier; may be repeated
     #[arg(long, value_enum, value_delimiter = ',', default_value = "attentive")]
     pub(crate) kind: Vec<ProbeKind>,
@@ -255,6 +259,8 @@ pub(crate) struct Json {
 pub(crate) enum Config {
     /// Print every value and where it came from, as TOML that --config reads
     Show(ConfigShow),
+    /// Print a file for probe --suite with the paper's 15 benchmarks, to be adapted
+    Suite,
 }
 
 #[derive(Args, Debug)]

@@ -7,7 +7,10 @@ use crate::args::Config;
 use crate::stdout;
 
 pub(crate) fn run(args: &Config) -> Result<()> {
-    let Config::Show(args) = args;
+    let args = match args {
+        Config::Show(args) => args,
+        Config::Suite => return stdout::print(super::probe::suite::EXAMPLE),
+    };
     let resolved = args.config.resolve()?;
     if !args.json {
         return stdout::print(&resolved.to_toml_with_origins()?);

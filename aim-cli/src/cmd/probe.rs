@@ -1,5 +1,7 @@
 //! `aim-cli probe`: how good frozen features are.
 
+pub(crate) mod suite;
+
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -59,33 +61,55 @@ impl Row {
 }
 
 pub(crate) fn run(args: &Probe, quiet: bool) -> Result<()> {
+    if let Some(file) = &args.suite.suite {
+        return suite::run(args, file, quiet);
+    }
+    let (Some(train), Some(val)) = (&args.train, &args.val) else {
+        return Err(super::Usage("expected --train and --val, or --suite".into()).into());
+    };
+    let results = probe_pair(args, train, val, args.lr.as_slice(), quiet)?;
+    results.print(args.json)?;
+    note(quiet, &format!("written to {}", args.out.join("results.json").display()));
+    Ok(())
+}
+
+/// Probes one pair of data sets into `args.out`. Of several learning rates the best is reported, as
+/// the paper does; without one the default is taken.
+fn probe_pair(args: &Probe, train: &str, val: &str, lrs: &[f64], quiet: bool) -> Result<Results> {
     let device = open_device(args.device.device, quiet)?;
     let weights = Weights::open(&args.checkpoint)?;
     let layers = parse_layers(&args.layers, weights.config.num_blocks)?;
-    let bench = Bench::open(&args.train, &args.val, &weights, device, quiet)?;
+    let bench = Bench::open(train, val, &weights, device, quiet)?;
     let default = ProbeTraining::default();
     let settings = ProbeTraining {
         epochs: args.epochs.map_or(default.epochs, |n| n as usize),
         batch_size: args.batch_size.map_or(default.batch_size, |n| n as usize),
-        lr: args.lr.unwrap_or(default.lr),
         weight_decay: args.weight_decay.unwrap_or(default.weight_decay),
         ..default
     };
-    let mut rows = Vec::new();
+    let lrs = if lrs.is_empty() { &[default.lr][..] } else { lrs };
+    let mut rows: Vec<Row> = Vec::new();
     let trained = [("pre-trained", None)];
     let untrained = args.untrained.then_some(("untrained", Some(0)));
     for (name, seed) in trained.into_iter().chain(untrained) {
         let sets = bench.features(&weights, &layers, seed, name)?;
         for &kind in &args.kind {
-            let save = (seed.is_none()).then_some(args.out.as_path());
-            rows.push(bench.measure(kind, &sets, &layers, name, args.seeds, settings, save)?);
+            let mut best: Option<Row> = None;
+            // Neighbours know no learning rate.
+            for &lr in if kind == ProbeKind::Knn { &lrs[..1] } else { lrs } {
+                let settings = ProbeTraining { lr, ..settings };
+                let save = (seed.is_none() && lrs.len() == 1).then_some(args.out.as_path());
+                let row = bench.measure(kind, &sets, &layers, name, args.seeds, settings, save)?;
+                if best.as_ref().is_none_or(|best| row.mean_std().0 > best.mean_std().0) {
+                    best = Some(row);
+                }
+            }
+            rows.extend(best);
         }
     }
     let results = bench.results(&weights, rows);
     results.write(&args.out)?;
-    results.print(args.json)?;
-    note(quiet, &format!("written to {}", args.out.join("results.json").display()));
-    Ok(())
+    Ok(results)
 }
 
 impl Results {
