@@ -129,7 +129,7 @@ fn class_names(path: &Path, hundred: bool) -> Result<Vec<String>> {
 /// The records of a binary file.
 pub(crate) fn records(bytes: &[u8], labels: usize, classes: u8) -> Result<Batch, String> {
     let size = labels + PIXELS;
-    if bytes.len() % size != 0 {
+    if !bytes.len().is_multiple_of(size) {
         return Err(format!("{} bytes, expected a multiple of {size}", bytes.len()));
     }
     let mut batch = Batch { labels: Vec::new(), pixels: Vec::new() };
