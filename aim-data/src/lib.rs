@@ -6,8 +6,8 @@
 //! (seed, epoch, sample).
 //!
 //! - [`spec`]: the strings that name data (`wds:train-{000..127}.tar@0.8`), and opening them
-//! - [`source`]: random access to images in folders, tar shards, ImageNet's downloads, MDS, parquet,
-//!   IDX and safetensors files, or made on the spot
+//! - [`source`]: random access to images in folders, tar shards, the downloads of ImageNet and of the
+//!   paper's other benchmarks, MDS, parquet, IDX and safetensors files, or made on the spot
 //! - [`decode`]: JPEG, PNG, WebP, GIF, BMP and TIFF to pixels, with limits
 //! - [`image`]: decoded pixels
 //! - [`augment`]: random resized crop, flip, resize and centre crop, as PIL computes them

@@ -238,8 +238,8 @@ fn fletcher32(bytes: &[u8]) -> u32 {
     second << 16 | first
 }
 
-/// Copies the part `extent` of a chunk to `start` in an array of `dims`, row by row of its last
-/// dimension. The first dimension begins at 0 in both.
+/// Copies the part `extent` of a chunk to `start` in an array of `dims`. The first dimension begins at 0
+/// in both.
 fn copy_box(
     chunk: &[u8],
     chunk_dims: &[u64],
@@ -249,22 +249,38 @@ fn copy_box(
     extent: &[u64],
     width: u64,
 ) {
-    let last = dims.len() - 1;
-    let run = (extent[last] * width) as usize;
-    let lines: u64 = extent[..last].iter().product();
-    for line in 0..lines {
-        let (mut rest, mut at) = (line, vec![0; last]);
-        for dim in (0..last).rev() {
-            at[dim] = rest % extent[dim];
-            rest /= extent[dim];
+    // Strides in bytes.
+    let (mut from, mut to, mut offset) = (vec![0; dims.len()], vec![0; dims.len()], 0);
+    let (mut in_chunk, mut in_out) = (width, width);
+    for dim in (0..dims.len()).rev() {
+        (from[dim], to[dim]) = (in_chunk as usize, in_out as usize);
+        offset += start[dim] as usize * to[dim];
+        in_chunk *= chunk_dims[dim];
+        in_out *= dims[dim];
+    }
+    // One dimension more, of one row, so that there are always two to go along.
+    let extent: Vec<usize> = std::iter::once(1).chain(extent.iter().map(|&n| n as usize)).collect();
+    let (from, to) = ([&[0][..], &from].concat(), [&[0][..], &to].concat());
+    copy_along(chunk, &mut out[offset..], &from, &to, &extent);
+}
+
+/// Copies along the first of the dimensions that are left; `from` and `to` are strides in bytes.
+fn copy_along(chunk: &[u8], out: &mut [u8], from: &[usize], to: &[usize], extent: &[usize]) {
+    if let (&[stride, width], &[out_stride, _], &[count, run]) = (from, to, extent) {
+        let run = run * width;
+        for at in 0..count {
+            let (source, target) = (at * stride, at * out_stride);
+            // Chunks of one colour are copied byte by byte: no call for each.
+            if run == 1 {
+                out[target] = chunk[source];
+            } else {
+                out[target..target + run].copy_from_slice(&chunk[source..source + run]);
+            }
         }
-        let (mut from, mut to) = (0, 0);
-        for dim in 0..last {
-            from = from * chunk_dims[dim] + at[dim];
-            to = to * dims[dim] + start[dim] + at[dim];
-        }
-        let from = (from * chunk_dims[last] * width) as usize;
-        let to = ((to * dims[last] + start[last]) * width) as usize;
-        out[to..to + run].copy_from_slice(&chunk[from..from + run]);
+        return;
+    }
+    for at in 0..extent[0] {
+        let (source, target) = (at * from[0], at * to[0]);
+        copy_along(&chunk[source..], &mut out[target..], &from[1..], &to[1..], &extent[1..]);
     }
 }

@@ -1,6 +1,6 @@
 //! `aim-cli probe --suite`: the same probe on many data sets, and the paper's Table 6 beside it.
 //!
-//! - [`file`]: the TOML file that names the sets
+//! - [`mod@file`]: the TOML file that names the sets
 //! - [`one`]: the probe of one set, and when it need not be done again
 //! - [`table`]: the paper's numbers, and ours under them
 
