@@ -59,9 +59,12 @@ impl AttentionQuery {
                 let weights = &key[row * dim..(row + 1) * dim];
                 direction.iter_mut().zip(weights).for_each(|(u, &w)| *u += q * f64::from(w));
             }
-            directions.extend(direction.iter().zip(running_var).map(|(u, &var)| {
-                (u / (f64::from(var) + BATCH_NORM_EPS).sqrt()) as f32
-            }));
+            directions.extend(
+                direction
+                    .iter()
+                    .zip(running_var)
+                    .map(|(u, &var)| (u / (f64::from(var) + BATCH_NORM_EPS).sqrt()) as f32),
+            );
         }
         Ok(Self { heads, dim, directions })
     }
@@ -100,12 +103,9 @@ mod tests {
     fn a_query_looks_where_its_key_is() {
         // Two heads of two dimensions; the key matrix is the identity.
         let key: Vec<f32> = (0..16).map(|i| if i % 5 == 0 { 1.0 } else { 0.0 }).collect();
-        let query = AttentionQuery::new(2, &[4.0, 0.0, 0.0, 4.0], &key, &[1.0, 1.0, 1.0, 0.25]).unwrap();
-        let features = [
-            [1.0, 0.0, 0.0, 0.0],
-            [0.0, 9.0, 0.0, 0.0],
-            [0.0, 0.0, 9.0, 1.0],
-        ];
+        let query =
+            AttentionQuery::new(2, &[4.0, 0.0, 0.0, 4.0], &key, &[1.0, 1.0, 1.0, 0.25]).unwrap();
+        let features = [[1.0, 0.0, 0.0, 0.0], [0.0, 9.0, 0.0, 0.0], [0.0, 0.0, 9.0, 1.0]];
         let map = query.map(features.as_flattened());
         // Scores 4/sqrt(2) and twice that, since the last dimension has half the spread.
         let expected = |score: f64| (score.exp() / (score.exp() + 2.0)) as f32;

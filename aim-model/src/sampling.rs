@@ -87,9 +87,18 @@ pub fn sample(
         // Whole rows of patches that hold all that the prediction may see.
         let rows = patch.div_ceil(grid.columns());
         grid.top(rows, &sampled, &mut known);
-        let found = predict(model, params, &grid, (rows, batch), &known, (patch, sampling.prefix), &mut step)?;
+        let found = predict(
+            model,
+            params,
+            &grid,
+            (rows, batch),
+            &known,
+            (patch, sampling.prefix),
+            &mut step,
+        )?;
         for (image, values) in found.chunks_exact(grid.patch_len()).enumerate() {
-            let at = (image * (tokens - sampling.prefix) + patch - sampling.prefix) * grid.patch_len();
+            let at =
+                (image * (tokens - sampling.prefix) + patch - sampling.prefix) * grid.patch_len();
             predictions[at..at + values.len()].copy_from_slice(values);
             let span = image * grid.image_len()..(image + 1) * grid.image_len();
             let truth = &images[span.clone()];

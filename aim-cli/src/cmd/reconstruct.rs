@@ -119,7 +119,14 @@ pub(crate) fn reconstruct(
         .collect();
     let mut columns = vec![predictions];
     if let Some(statistics) = how.sample {
-        columns.push(sampled(&model, &params, images, (prefix, statistics), &normalization, how.quiet)?);
+        columns.push(sampled(
+            &model,
+            &params,
+            images,
+            (prefix, statistics),
+            &normalization,
+            how.quiet,
+        )?);
     }
     let of_image: Vec<Vec<&[u8]>> = (0..count)
         .map(|image| columns.iter().map(|column| column[image].as_slice()).collect())

@@ -78,7 +78,12 @@ impl Columns {
     }
 
     /// Reads whole rows of a column.
-    pub(super) fn read(&mut self, column: usize, row: u64, rows: &mut [u8]) -> Result<(), TrainError> {
+    pub(super) fn read(
+        &mut self,
+        column: usize,
+        row: u64,
+        rows: &mut [u8],
+    ) -> Result<(), TrainError> {
         let at = self.shape.at(self.shape.max_rows, column, row);
         let read = self.file.seek(SeekFrom::Start(at)).and_then(|_| self.file.read_exact(rows));
         read.map_err(|source| TrainError::io("read", &self.path, source))

@@ -41,8 +41,7 @@ fn header(
     match request.format {
         Format::Parquet => Ok(Vec::new()),
         Format::Npy => {
-            let descr =
-                if request.dtype == ElementType::Fp16 { Descr::F16 } else { Descr::F32 };
+            let descr = if request.dtype == ElementType::Fp16 { Descr::F16 } else { Descr::F32 };
             Ok(npy::header_at_least(descr, &shape, least))
         }
         Format::Safetensors => {
@@ -58,24 +57,17 @@ fn header(
                 tensors.push(("labels", Dtype::I64, &rows));
             }
             tensors.push(("indices", Dtype::I64, &rows));
-            Ok(safetensors::header(&tensors, &metadata(job, request, skipped)?, least)?)
+            Ok(safetensors::header(&tensors, &metadata(job, skipped)?, least)?)
         }
     }
 }
 
-/// The strings of a safetensors file.
-fn metadata(
-    job: &Job,
-    request: &Request,
-    skipped: u64,
-) -> Result<BTreeMap<String, String>, TrainError> {
-    let layers = serde_json::to_string(&job.layers)
-        .map_err(|_| TrainError::Internal("layers are JSON"))?;
+/// The strings of a safetensors file. Nothing of where it lies: the same job gives the same bits anywhere.
+fn metadata(job: &Job, skipped: u64) -> Result<BTreeMap<String, String>, TrainError> {
+    let layers =
+        serde_json::to_string(&job.layers).map_err(|_| TrainError::Internal("layers are JSON"))?;
     let pool = if job.pool == Pool::Mean { "mean" } else { "none" };
-    let keys = keys_path(request);
-    let keys = keys.file_name().unwrap_or_default().to_string_lossy().into_owned();
     Ok(BTreeMap::from([
-        ("keys".into(), keys),
         ("layers".into(), layers),
         ("pool".into(), pool.into()),
         ("skipped".into(), skipped.to_string()),

@@ -232,10 +232,11 @@ fn read(path: &Path, job: &Job) -> Result<Option<Journal>, TrainError> {
     if !next_line(&mut line)? {
         return Ok(None);
     }
-    let saved: Job = serde_json::from_slice(&line).map_err(|error| TrainError::PartialFeatures {
-        path: path.to_owned(),
-        reason: format!("its first line is no job of this version ({error})"),
-    })?;
+    let saved: Job =
+        serde_json::from_slice(&line).map_err(|error| TrainError::PartialFeatures {
+            path: path.to_owned(),
+            reason: format!("its first line is no job of this version ({error})"),
+        })?;
     if saved != *job {
         return Err(TrainError::PartialFeatures {
             path: path.to_owned(),

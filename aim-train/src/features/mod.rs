@@ -17,9 +17,9 @@ mod finish;
 mod journal;
 #[cfg(feature = "parquet")]
 mod parquet;
+mod tail;
 #[cfg(test)]
 mod tests;
-mod tail;
 
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};
@@ -167,14 +167,15 @@ pub fn write(
     let total = source.len();
     let job = Job::new(extractor, weights, source, options, request);
     let shape = Shape::new(&job, request)?;
-    let (mut journal, mut columns) = match journal::open(&request.out, &job, shape, request.restart)? {
-        JournalState::Finished(journal) => {
-            let summary = finish::summary(&job, request, &journal);
-            journal.remove()?;
-            return Ok(Outcome::Written(summary));
-        }
-        JournalState::Open(journal, columns) => (journal, columns),
-    };
+    let (mut journal, mut columns) =
+        match journal::open(&request.out, &job, shape, request.restart)? {
+            JournalState::Finished(journal) => {
+                let summary = finish::summary(&job, request, &journal);
+                journal.remove()?;
+                return Ok(Outcome::Written(summary));
+            }
+            JournalState::Open(journal, columns) => (journal, columns),
+        };
     if journal.next > 0 {
         observer(Event::Resumed(journal.next));
     }
@@ -204,12 +205,14 @@ pub fn fingerprint(params: &aim_tensor::Parameters) -> Result<String, TrainError
 fn check_format(request: &Request, layers: usize) -> Result<(), TrainError> {
     let unsupported = |what, instead| Err(TrainError::Unsupported { what, instead });
     match (request.format, request.dtype) {
-        (Format::Npy, ElementType::Bf16) => {
-            unsupported("bf16 in .npy", "NumPy has no such type: take fp16 or fp32, or .safetensors")
-        }
-        (Format::Parquet, ElementType::Bf16) => {
-            unsupported("bf16 in .parquet", "it has no such type: take fp16 or fp32, or .safetensors")
-        }
+        (Format::Npy, ElementType::Bf16) => unsupported(
+            "bf16 in .npy",
+            "NumPy has no such type: take fp16 or fp32, or .safetensors",
+        ),
+        (Format::Parquet, ElementType::Bf16) => unsupported(
+            "bf16 in .parquet",
+            "it has no such type: take fp16 or fp32, or .safetensors",
+        ),
         (Format::Npy, _) if layers > 1 && !request.average => unsupported(
             "several layers in one .npy file",
             "choose one layer, their average, or .safetensors",

@@ -112,8 +112,8 @@ fn schema(job: &Job) -> Result<Schema, TrainError> {
 /// Plain floats without compression: they do not compress, and statistics over them say nothing.
 fn properties(job: &Job, rows: usize) -> Result<WriterProperties, TrainError> {
     let entry = |key: &str, value: String| KeyValue::new(key.to_owned(), value);
-    let layers = serde_json::to_string(&job.layers)
-        .map_err(|_| TrainError::Internal("layers are JSON"))?;
+    let layers =
+        serde_json::to_string(&job.layers).map_err(|_| TrainError::Internal("layers are JSON"))?;
     let shape = serde_json::to_string(&job.row_shape())
         .map_err(|_| TrainError::Internal("a shape is JSON"))?;
     Ok(WriterProperties::builder()

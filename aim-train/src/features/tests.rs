@@ -73,21 +73,16 @@ fn run(
 ) -> Result<(Outcome, Vec<String>), TrainError> {
     let stop = Stop::detached();
     let mut said = Vec::new();
-    let outcome = write(
-        &mut extractor(layers),
-        "weights",
-        source,
-        &OPTIONS,
-        request,
-        &stop,
-        &mut |event| match event {
-            Event::Progress(done, _) if done >= stop_at => {
-                stop.request(crate::signals::Signal::Interrupt);
+    let outcome =
+        write(&mut extractor(layers), "weights", source, &OPTIONS, request, &stop, &mut |event| {
+            match event {
+                Event::Progress(done, _) if done >= stop_at => {
+                    stop.request(crate::signals::Signal::Interrupt);
+                }
+                Event::Progress(..) => {}
+                other => said.push(format!("{other:?}")),
             }
-            Event::Progress(..) => {}
-            other => said.push(format!("{other:?}")),
-        },
-    )?;
+        })?;
     Ok((outcome, said))
 }
 
@@ -102,7 +97,9 @@ fn written(outcome: Outcome) -> Summary {
 fn content(dir: &Path) -> Vec<(String, Vec<u8>)> {
     let entries = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
     let mut files: Vec<_> = entries
-        .map(|path| (path.file_name().unwrap().to_string_lossy().into_owned(), fs::read(&path).unwrap()))
+        .map(|path| {
+            (path.file_name().unwrap().to_string_lossy().into_owned(), fs::read(&path).unwrap())
+        })
         .collect();
     files.sort();
     files
@@ -152,7 +149,9 @@ fn rows_keys_and_labels_are_those_of_the_images_that_can_be_used() {
     let named = fs::read_to_string(dir.path().join("f.safetensors.skipped.jsonl")).unwrap();
     let indices: Vec<u64> = named
         .lines()
-        .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap()["index"].as_u64().unwrap())
+        .map(|line| {
+            serde_json::from_str::<serde_json::Value>(line).unwrap()["index"].as_u64().unwrap()
+        })
         .collect();
     assert_eq!(indices, BAD);
     assert_eq!(file.metadata()["skipped"], "6");

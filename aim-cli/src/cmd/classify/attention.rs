@@ -54,7 +54,9 @@ impl Sheet {
         let mean: Vec<f32> = (0..tokens)
             .map(|t| (0..heads).map(|h| map[h * tokens + t]).sum::<f32>() / heads as f32)
             .collect();
-        let maps = [&mean[..]].into_iter().chain((heads > 1).then(|| map.chunks_exact(tokens)).into_iter().flatten());
+        let maps = [&mean[..]]
+            .into_iter()
+            .chain((heads > 1).then(|| map.chunks_exact(tokens)).into_iter().flatten());
         let mut cells: Vec<Cell> = maps
             .map(|map| Cell { pixels: overlay(&image, (height, width), grid, map), height, width })
             .collect();
@@ -123,7 +125,8 @@ fn overlay(
     for (pixel, Luma([value])) in image.chunks_exact(3).zip(large.pixels()) {
         let Rgb(color) = color(value.clamp(0.0, 1.0));
         // ITU-R BT.601, as PIL's grey.
-        let grey = 0.299 * f32::from(pixel[0]) + 0.587 * f32::from(pixel[1]) + 0.114 * f32::from(pixel[2]);
+        let grey =
+            0.299 * f32::from(pixel[0]) + 0.587 * f32::from(pixel[1]) + 0.114 * f32::from(pixel[2]);
         pixels.extend(color.map(|c| {
             (OPACITY * f32::from(c) + (1.0 - OPACITY) * grey).round().clamp(0.0, 255.0) as u8
         }));

@@ -285,7 +285,12 @@ impl Run<'_> {
 }
 
 /// Image `i` of a batch as u8 `[height, width, 3]`.
-fn shown(pixels: Pixels<'_>, i: usize, (height, width): (usize, usize), weights: &Weights) -> Vec<u8> {
+fn shown(
+    pixels: Pixels<'_>,
+    i: usize,
+    (height, width): (usize, usize),
+    weights: &Weights,
+) -> Vec<u8> {
     let plane = height * width;
     match pixels {
         Pixels::U8(bytes) => bytes[i * 3 * plane..(i + 1) * 3 * plane].to_vec(),
