@@ -27,6 +27,32 @@ pub(crate) struct Normalization {
     pub(crate) per_patch: bool,
 }
 
+impl Normalization {
+    /// Normalised values `[3, height, width]` as pixels, u8 `[height, width, 3]`.
+    pub(crate) fn to_bytes(self, values: &[f32]) -> Vec<u8> {
+        let plane = values.len() / 3;
+        let mut bytes = vec![0; 3 * plane];
+        for (i, byte) in bytes.iter_mut().enumerate() {
+            let channel = i % 3;
+            let value = f64::from(values[channel * plane + i / 3]);
+            let pixel = value * self.std[channel] + self.mean[channel];
+            *byte = (pixel * 255.0).round().clamp(0.0, 255.0) as u8;
+        }
+        bytes
+    }
+
+    /// Pixels, u8 `[height, width, 3]`, as normalised values `[3, height, width]`.
+    pub(crate) fn to_values(self, bytes: &[u8]) -> Vec<f32> {
+        let plane = bytes.len() / 3;
+        let value = |i: usize| {
+            let (channel, pixel) = (i / plane.max(1), i % plane.max(1));
+            let value = f64::from(bytes[pixel * 3 + channel]) / 255.0;
+            ((value - self.mean[channel]) / self.std[channel]) as f32
+        };
+        (0..3 * plane).map(value).collect()
+    }
+}
+
 /// One row of the picture.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Row<'a> {
@@ -34,8 +60,8 @@ pub(crate) struct Row<'a> {
     pub(crate) image: &'a [u8],
     /// Patches that the model saw.
     pub(crate) prefix: usize,
-    /// Predicted pixels, u8 `[height, width, 3]`; those of the prefix are not looked at.
-    pub(crate) prediction: &'a [u8],
+    /// Predicted pixels, each u8 `[height, width, 3]`; those of the prefix are not looked at.
+    pub(crate) predictions: &'a [&'a [u8]],
 }
 
 /// Transparent, so that it suits light and dark pages.
@@ -105,19 +131,21 @@ pub(crate) fn prediction_pixels(
 }
 
 /// The picture: one row per image; columns are image, prefix with the rest grey, and prefix with
-/// predictions. `None` when a buffer is not `[height, width, 3]`.
+/// each of the predictions. `None` when a buffer is not `[height, width, 3]`.
 pub(crate) fn compose(layout: Layout, rows: &[Row<'_>]) -> Option<RgbaImage> {
-    if rows.iter().any(|r| r.image.len() != layout.len() || r.prediction.len() != layout.len()) {
+    let all = |row: &Row<'_>| row.predictions.iter().all(|p| p.len() == layout.len());
+    if rows.iter().any(|row| row.image.len() != layout.len() || !all(row)) {
         return None;
     }
+    let columns = 2 + rows.iter().map(|row| row.predictions.len()).max().unwrap_or(0);
     let zoom = CELL.div_ceil(layout.width.max(1)).max(1);
     let (cell_width, cell_height) = (layout.width * zoom, layout.height * zoom);
     let total = |cells: usize, size: usize| u32::try_from(cells * (size + GAP) + GAP).ok();
-    let (width, height) = (total(3, cell_width)?, total(rows.len(), cell_height)?);
+    let (width, height) = (total(columns, cell_width)?, total(rows.len(), cell_height)?);
     let mut picture = RgbaImage::from_pixel(width, height, BACKGROUND);
     for (index, row) in rows.iter().enumerate() {
         let top = GAP + index * (cell_height + GAP);
-        for column in 0..3 {
+        for column in 0..2 + row.predictions.len() {
             let left = GAP + column * (cell_width + GAP);
             for y in 0..cell_height {
                 for x in 0..cell_width {
@@ -141,7 +169,7 @@ fn cell_pixel(layout: Layout, row: &Row<'_>, column: usize, y: usize, x: usize) 
         0 => at(row.image),
         1 | 2 if visible => at(row.image),
         1 => HIDDEN,
-        _ => at(row.prediction),
+        _ => row.predictions.get(column - 2).map_or(HIDDEN, |prediction| at(prediction)),
     }
 }
 
@@ -188,12 +216,22 @@ mod tests {
     }
 
     #[test]
+    fn pixels_survive_normalisation() {
+        let normalization =
+            Normalization { mean: [0.5, 0.4, 0.3], std: [0.2, 0.25, 0.3], per_patch: false };
+        let values = normalization.to_values(&image());
+        assert_eq!(values.len(), 72);
+        assert!((f64::from(values[24]) - (3.0 / 255.0 - 0.4) / 0.25).abs() < 1e-6);
+        assert_eq!(normalization.to_bytes(&values), image());
+    }
+
+    #[test]
     fn cells_show_image_prefix_and_prediction() {
-        let (image, prediction) = (image(), vec![7; 72]);
-        let row = Row { image: &image, prefix: 4, prediction: &prediction };
+        let (image, prediction, other) = (image(), vec![7; 72], vec![9; 72]);
+        let row = Row { image: &image, prefix: 4, predictions: &[&prediction, &other] };
         let picture = compose(LAYOUT, &[row, row]).unwrap();
         let zoom = CELL.div_ceil(6);
-        assert_eq!(picture.width() as usize, 3 * 6 * zoom + 4 * GAP);
+        assert_eq!(picture.width() as usize, 4 * 6 * zoom + 5 * GAP);
         assert_eq!(picture.height() as usize, 2 * 4 * zoom + 3 * GAP);
         let pixel = |column: usize, y: usize, x: usize| {
             let left = GAP + column * (6 * zoom + GAP) + x * zoom;
@@ -206,12 +244,13 @@ mod tests {
             [pixel(0, 2, 2), pixel(1, 2, 1), pixel(2, 2, 1)],
             [truth(2, 2), truth(2, 1), truth(2, 1)]
         );
-        assert_eq!([pixel(1, 2, 2), pixel(2, 2, 2)], [HIDDEN, [7; 3]]);
+        assert_eq!([pixel(1, 2, 2), pixel(2, 2, 2), pixel(3, 2, 2)], [HIDDEN, [7; 3], [9; 3]]);
+        assert_eq!(pixel(3, 2, 1), truth(2, 1));
     }
 
     #[test]
     fn buffers_of_another_size_are_refused() {
-        let row = Row { image: &[0; 71], prefix: 1, prediction: &[0; 72] };
+        let row = Row { image: &[0; 71], prefix: 1, predictions: &[&[0; 72]] };
         assert!(compose(LAYOUT, &[row]).is_none());
     }
 }

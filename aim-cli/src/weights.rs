@@ -59,14 +59,18 @@ impl Weights {
         untrained: Option<u64>,
         device: &Device,
     ) -> Result<FeatureExtractor> {
-        let mut params = FeatureExtractor::parameters(&self.config)?;
+        // Blocks behind the last layer asked for would only take memory.
+        let depth = layers.iter().max().map_or(self.config.num_blocks, |last| last + 1);
+        let num_blocks = depth.min(self.config.num_blocks);
+        let config = AimConfig { num_blocks, ..self.config.clone() };
+        let mut params = FeatureExtractor::parameters(&config)?;
         match untrained {
             Some(seed) => init::initialize(&mut params, seed),
             None => {
                 weights::load(&mut params, &self.file, &self.dir)?;
             }
         }
-        Ok(FeatureExtractor::new(&self.config, params.to(device)?, layers)?)
+        Ok(FeatureExtractor::new(&config, params.to(device)?, layers)?)
     }
 
     /// How images are brought to the model.

@@ -22,6 +22,7 @@ const COMMANDS: &[&str] = &[
     "pretrain",
     "probe",
     "features",
+    "classify",
     "reconstruct",
     "report",
     "plan",

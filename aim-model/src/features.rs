@@ -59,6 +59,11 @@ impl FeatureExtractor {
         &self.config
     }
 
+    /// The trunk's parameters.
+    pub fn params(&self) -> &Parameters {
+        &self.params
+    }
+
     /// The blocks whose outputs are given.
     pub fn layers(&self) -> &[usize] {
         &self.layers

@@ -10,6 +10,9 @@
 //! | [`pretrain`] | trunk, head and loss on one tape |
 //! | [`classifier`] | attentive and linear probes on features |
 //! | [`features`] | block outputs of a frozen trunk |
+//! | [`attention_map`] | where an attentive probe looks |
+//! | [`trained_head`] | a classifier from a file, with what its numbers mean |
+//! | [`sampling`] | images patch by patch from the model's own predictions |
 //! | [`init`] | initial values |
 //! | [`weights`] | reading and writing weights under ml-aim's names |
 //!
@@ -21,6 +24,7 @@
 //! ```
 #![forbid(unsafe_code)]
 
+pub mod attention_map;
 pub mod classifier;
 pub mod config;
 mod error;
@@ -30,6 +34,8 @@ pub mod objective;
 pub mod pixel_head;
 pub mod position;
 pub mod pretrain;
+pub mod sampling;
+pub mod trained_head;
 pub mod trunk;
 pub mod weights;
 

@@ -152,6 +152,8 @@ pub fn load(
             return Err(wrong(format!("{:?}", view.shape)));
         }
         view.copy_to_f32(params.value_mut(id)).map_err(aim_tensor::TensorError::from)?;
+        // Copy and file together would be twice the model in memory.
+        file.release(name);
     }
     Ok(file.names().filter(|name| layout.id(name).is_none()).map(str::to_owned).collect())
 }

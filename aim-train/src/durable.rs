@@ -7,7 +7,7 @@
 //! `AIM_FAULT_TRACE=FILE` appends a line for each. Release builds hold no such code.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use crate::TrainError;
@@ -107,6 +107,39 @@ impl Write for DurableFile {
         self.pending = pending;
         self.pending.clear();
         Ok(())
+    }
+}
+
+/// Writes at a place in a file. Not durable before [`sync_file`].
+pub(crate) fn write_at(
+    file: &mut File,
+    offset: u64,
+    data: &[u8],
+    path: &Path,
+) -> Result<(), TrainError> {
+    let sought = file.seek(SeekFrom::Start(offset));
+    let written = sought.and_then(|_| fault::write_all(file, data, path));
+    written.map_err(|source| TrainError::io("write", path, source))
+}
+
+/// Writes at the end of a file, where it stands, and makes it last.
+pub(crate) fn append(file: &mut File, data: &[u8], path: &Path) -> Result<(), TrainError> {
+    let written = fault::write_all(file, data, path);
+    written.map_err(|source| TrainError::io("write", path, source))?;
+    sync_file(file, path)
+}
+
+/// Removes a file if it is there.
+///
+/// # Errors
+/// [`TrainError::Io`].
+pub fn remove_file(path: &Path) -> Result<(), TrainError> {
+    fault::point("remove", path);
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(TrainError::io("remove", path, error))
+        }
+        _ => Ok(()),
     }
 }
 

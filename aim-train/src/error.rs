@@ -106,6 +106,17 @@ pub enum TrainError {
         /// The run directory.
         path: PathBuf,
     },
+    /// An unfinished file of features that cannot be continued.
+    #[error(
+        "{}: {reason}\ngive the command that began it, choose another output file, or begin again with --restart",
+        path.display()
+    )]
+    PartialFeatures {
+        /// The journal of the unfinished file.
+        path: PathBuf,
+        /// What was expected and what was found.
+        reason: String,
+    },
     /// No training data was named.
     #[error("no training data: expected --data SPEC or data.train in the configuration")]
     NoData,

@@ -9,6 +9,7 @@
 //! | [`checkpoint`] | directories that are complete or not there |
 //! | [`metrics`] | `metrics.jsonl` and TensorBoard files |
 //! | [`probe`] | classifiers on frozen features |
+//! | [`features`] | features of a whole source as a file |
 //! | [`durable`] | writing so that it lasts |
 //! | [`lock`] | one trainer per run directory |
 //! | [`signals`] | stopping when asked |
@@ -63,6 +64,7 @@ pub mod checkpoint;
 pub mod config;
 pub mod durable;
 mod error;
+pub mod features;
 pub mod lock;
 pub mod metrics;
 pub mod optimizer;

@@ -1,5 +1,6 @@
 //! The command line. Doc comments here are the help texts, completions and man pages.
 
+mod inference;
 mod shared;
 mod suite;
 
@@ -7,6 +8,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+pub(crate) use inference::{Classify, Dtype, Features, Pool, Reconstruct, Statistics};
 pub(crate) use shared::{ConfigArgs, DeviceArgs};
 pub(crate) use suite::SuiteArgs;
 
@@ -40,6 +42,8 @@ pub(crate) enum Command {
     Probe(Probe),
     /// Write the features of images to a file
     Features(Features),
+    /// Name what is in images, with a trained probe; and show where it looks
+    Classify(Classify),
     /// Show what the model predicts: image, visible prefix and predicted patches as a PNG
     Reconstruct(Reconstruct),
     /// Write a run as one self-contained HTML file
@@ -172,58 +176,6 @@ fn positive(text: &str) -> Result<f64, String> {
 
 fn not_negative(text: &str) -> Result<f64, String> {
     text.parse().ok().filter(|v: &f64| v.is_finite() && *v >= 0.0).ok_or("not 0 or above".into())
-}
-
-/// What becomes of an image's tokens.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Pool {
-    /// Keep every token: [images, tokens, dim]
-    None,
-    /// Their mean: [images, dim]
-    Mean,
-}
-
-#[derive(Args, Debug)]
-#[command(after_help = spec_help())]
-pub(crate) struct Features {
-    /// Run, checkpoint directory or model.safetensors
-    #[arg(long, value_name = "PATH")]
-    pub(crate) checkpoint: PathBuf,
-    /// Images, in order
-    #[arg(long, value_name = "SPEC")]
-    pub(crate) data: String,
-    /// File to write, .safetensors (a tensor block_N per layer) or .npy (one layer)
-    #[arg(long, value_name = "FILE")]
-    pub(crate) out: PathBuf,
-    /// Blocks to write: last:N or a list such as 3,4,5
-    #[arg(long, value_name = "LAYERS", default_value = "last:1")]
-    pub(crate) layers: String,
-    /// What becomes of an image's tokens
-    #[arg(long, value_enum, default_value = "mean")]
-    pub(crate) pool: Pool,
-    /// Images per forward pass
-    #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=65536))]
-    pub(crate) batch_size: u32,
-    #[command(flatten)]
-    pub(crate) device: DeviceArgs,
-}
-
-#[derive(Args, Debug)]
-pub(crate) struct Reconstruct {
-    /// Run or checkpoint directory
-    #[arg(long, value_name = "PATH")]
-    pub(crate) checkpoint: PathBuf,
-    /// Pictures to predict
-    #[arg(required = true, value_name = "IMAGE")]
-    pub(crate) images: Vec<PathBuf>,
-    /// Patches that the model sees; half of them when not given
-    #[arg(long, value_name = "N")]
-    pub(crate) prefix: Option<usize>,
-    /// PNG to write: per row an image, its visible prefix and the prediction
-    #[arg(long, value_name = "FILE")]
-    pub(crate) out: PathBuf,
-    #[command(flatten)]
-    pub(crate) device: DeviceArgs,
 }
 
 #[derive(Args, Debug)]

@@ -1,6 +1,7 @@
 //! One file per command, thin over the library crates.
 
 mod bench;
+mod classify;
 mod completions;
 mod config;
 mod data;
@@ -59,7 +60,8 @@ pub(crate) fn run(cli: Cli) -> Result<Outcome> {
         Command::Pretrain(args) => pretrain::run(&args, cli.quiet),
         Command::Quickstart(args) => quickstart::run(&args, cli.quiet),
         Command::Probe(args) => probe::run(&args, cli.quiet).map(done),
-        Command::Features(args) => features::run(&args, cli.quiet).map(done),
+        Command::Features(args) => features::run(&args, cli.quiet),
+        Command::Classify(args) => classify::run(&args, cli.quiet).map(done),
         Command::Reconstruct(args) => reconstruct::run(&args, cli.quiet).map(done),
         Command::Plan(args) => plan::run(&args).map(done),
     }

@@ -15,7 +15,7 @@ use anyhow::{Context as _, Result, bail};
 use super::Outcome;
 use super::pretrain::pretrain;
 use super::probe::Bench;
-use super::reconstruct::reconstruct;
+use super::reconstruct::{How, reconstruct};
 use crate::args::{ProbeKind, Quickstart};
 use crate::progress::note;
 use crate::weights::Weights;
@@ -96,7 +96,7 @@ pub(crate) fn run(args: &Quickstart, quiet: bool) -> Result<Outcome> {
 
     let weights = Weights::open(&run_dir)?;
     let picture = run_dir.join("reconstructions").join("validation.png");
-    reconstruct(&weights, &some_images(&val, &weights)?, None, &Device::Cpu, &picture)?;
+    reconstruct(&weights, &some_images(&val, &weights)?, How::default(), &Device::Cpu, &picture)?;
     measure(&recipe, &weights, &train, &val, &run_dir, quiet)?;
 
     let report = args.out.join("report.html");

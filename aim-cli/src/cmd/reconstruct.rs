@@ -1,20 +1,22 @@
 //! `aim-cli reconstruct`: what the model predicts of pictures.
 
 use std::path::Path;
+use std::time::Duration;
 
 use aim_data::augment::{AugmentKey, Preprocessor, Transform};
 use aim_data::decode::{DecodeLimits, decode};
 use aim_model::objective::Selection;
 use aim_model::pretrain::{Pixels, PretrainModel, PretrainStep, Target};
+use aim_model::sampling::{Sampling, Statistics, sample};
 use aim_model::trunk::{ImageBatch, PixelFormat};
 use aim_model::weights as model_weights;
 use aim_tensor::{Device, Parameters, PlanOptions};
 use anyhow::{Context as _, Result, bail};
 
 use super::Usage;
-use crate::args::Reconstruct;
+use crate::args::{Reconstruct, Statistics as StatisticsArg};
 use crate::picture::{Layout, Normalization, Row, compose, prediction_pixels};
-use crate::progress::note;
+use crate::progress::{Pace, Progress, note};
 use crate::weights::{Weights, open_device};
 
 pub(crate) fn run(args: &Reconstruct, quiet: bool) -> Result<()> {
@@ -44,24 +46,39 @@ pub(crate) fn run(args: &Reconstruct, quiet: bool) -> Result<()> {
         images.resize(at + preprocessor.output_len(), 0);
         preprocessor.apply(&image, AugmentKey::default(), &mut images[at..])?;
     }
-    reconstruct(&weights, &images, args.prefix, &device, &args.out)?;
+    let statistics = args.sample.then_some(match args.statistics {
+        StatisticsArg::True => Statistics::True,
+        StatisticsArg::Neighbour => Statistics::Neighbour,
+    });
+    let how = How { prefix: args.prefix, sample: statistics, quiet };
+    reconstruct(&weights, &images, how, &device, &args.out)?;
     note(quiet, &format!("written to {}", args.out.display()));
     Ok(())
 }
 
-/// Writes a picture of u8 `images: [n, height, width, 3]`, each with a prefix of `prefix` patches, half of them when
-/// not given.
+/// What the picture shows.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct How {
+    /// Patches that the model sees; half of them when not given.
+    pub(crate) prefix: Option<usize>,
+    /// A further column of sampled patches, with these statistics.
+    pub(crate) sample: Option<Statistics>,
+    /// No progress.
+    pub(crate) quiet: bool,
+}
+
+/// Writes a picture of u8 `images: [n, height, width, 3]`.
 pub(crate) fn reconstruct(
     weights: &Weights,
     images: &[u8],
-    prefix: Option<usize>,
+    how: How,
     device: &Device,
     out: &Path,
 ) -> Result<()> {
     let config = &weights.config;
     let size = config.img_size;
     let tokens = config.num_patches();
-    let prefix = prefix.unwrap_or(tokens / 2);
+    let prefix = how.prefix.unwrap_or(tokens / 2);
     if prefix == 0 || prefix >= tokens {
         return Err(
             Usage(format!("--prefix {prefix}: expected 1 to {} patches", tokens - 1)).into()
@@ -100,17 +117,55 @@ pub(crate) fn reconstruct(
             prediction_pixels(layout, image, &whole, &normalization)
         })
         .collect();
+    let mut columns = vec![predictions];
+    if let Some(statistics) = how.sample {
+        columns.push(sampled(
+            &model,
+            &params,
+            images,
+            (prefix, statistics),
+            &normalization,
+            how.quiet,
+        )?);
+    }
+    let of_image: Vec<Vec<&[u8]>> = (0..count)
+        .map(|image| columns.iter().map(|column| column[image].as_slice()).collect())
+        .collect();
     let rows: Vec<Row<'_>> = images
         .chunks_exact(3 * size.height * size.width)
-        .zip(&predictions)
-        .map(|(image, prediction)| Row { image, prefix, prediction })
+        .zip(&of_image)
+        .map(|(image, predictions)| Row { image, prefix, predictions })
         .collect();
     let picture = compose(layout, &rows).context("the picture is too large")?;
-    if let Some(parent) = out.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-        std::fs::create_dir_all(parent)
-            .with_context(|| format!("cannot create {}", parent.display()))?;
-    }
+    super::features::create_parent(out)?;
     picture
         .save_with_format(out, image::ImageFormat::Png)
         .with_context(|| format!("cannot write {}", out.display()))
+}
+
+/// Each image with sampled patches behind its prefix, as u8 `[height, width, 3]`.
+fn sampled(
+    model: &PretrainModel,
+    params: &Parameters,
+    images: &[u8],
+    (prefix, statistics): (usize, Statistics),
+    normalization: &Normalization,
+    quiet: bool,
+) -> Result<Vec<Vec<u8>>> {
+    let size = model.config().img_size;
+    let len = 3 * size.height * size.width;
+    let values: Vec<f32> =
+        images.chunks_exact(len).flat_map(|image| normalization.to_values(image)).collect();
+    let Normalization { mean, std, .. } = *normalization;
+    let bound = |pixel: f64, channel: usize| ((pixel - mean[channel]) / std[channel]) as f32;
+    let bounds = [0, 1, 2].map(|channel| (bound(0.0, channel), bound(1.0, channel)));
+    let total = (model.config().num_patches() - prefix) as u64;
+    let pace = Pace::Every(Duration::from_secs(10));
+    let mut progress = Progress::new(quiet, "sampling, patches", total, pace);
+    let sampling = Sampling { prefix, statistics, bounds };
+    let found = sample(model, params, &values, sampling, &mut |done| {
+        progress.update(done as u64, String::new);
+    });
+    progress.finish();
+    Ok(found?.images.chunks_exact(len).map(|image| normalization.to_bytes(image)).collect())
 }

@@ -32,6 +32,8 @@ const MAX_HEADER_BYTES: usize = 10_000;
 pub enum Descr {
     /// `<f4`
     F32,
+    /// `<f2`
+    F16,
     /// `<i8`
     I64,
 }
@@ -56,8 +58,15 @@ pub enum NpyData {
 
 /// The header, after which the rows follow: for arrays too large to have at once.
 pub fn header(descr: Descr, shape: &[usize]) -> Vec<u8> {
+    header_at_least(descr, shape, 0)
+}
+
+/// As [`header`], of at least `least` bytes: to be written over a longer header, when the number of rows is known only
+/// after them. `least` is rounded up to a multiple of 64.
+pub fn header_at_least(descr: Descr, shape: &[usize], least: usize) -> Vec<u8> {
     let descr = match descr {
         Descr::F32 => "<f4",
+        Descr::F16 => "<f2",
         Descr::I64 => "<i8",
     };
     let sizes: String = shape.iter().map(|size| format!("{size}, ")).collect();
@@ -65,7 +74,8 @@ pub fn header(descr: Descr, shape: &[usize]) -> Vec<u8> {
     let sizes = if shape.len() == 1 { sizes.trim_end() } else { sizes.trim_end_matches(", ") };
     let mut text = format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': ({sizes}), }}")
         .into_bytes();
-    let padded = (PREAMBLE_BYTES + text.len() + 1).next_multiple_of(ALIGNMENT) - PREAMBLE_BYTES;
+    let needed = (PREAMBLE_BYTES + text.len() + 1).max(least);
+    let padded = needed.next_multiple_of(ALIGNMENT) - PREAMBLE_BYTES;
     text.resize(padded - 1, b' ');
     text.push(b'\n');
     let mut bytes = MAGIC.to_vec();
@@ -242,6 +252,9 @@ mod tests {
         assert!(scalar.contains("'shape': (), "), "{scalar}");
         let vector = String::from_utf8_lossy(&header(Descr::I64, &[5])).into_owned();
         assert!(vector.contains("'shape': (5,), "), "{vector}");
+        let long = header_at_least(Descr::F16, &[2, 3], 129);
+        assert_eq!((long.len(), long[8], long[191]), (192, 182, b'\n'));
+        assert!(String::from_utf8_lossy(&long).contains("'<f2'"));
     }
 
     #[test]

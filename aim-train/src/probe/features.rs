@@ -125,20 +125,29 @@ pub fn for_each_batch(
     let mut batch = Batch::default();
     let mut done = 0;
     while loader.next_into(&mut batch)? {
-        let (pixels, format) = match &batch.images {
-            Images::F32(values) => (Pixels::F32(values), PixelFormat::F32),
-            Images::U8(bytes) => {
-                (Pixels::U8(bytes), PixelFormat::U8 { mean: options.mean, std: options.std })
-            }
-            _ => return Err(TrainError::Internal("unknown kind of pixels")),
-        };
-        let (height, width) = (batch.height as usize, batch.width as usize);
-        each(&batch, ImageBatch { batch: batch.len(), height, width, format }, pixels)?;
+        let (images, pixels) = pixels_of(&batch, options)?;
+        each(&batch, images, pixels)?;
         loader.take_skipped().iter().for_each(&mut *skipped);
         done += batch.len() as u64;
         progress(done, total);
     }
     Ok(())
+}
+
+/// A batch as the model takes it.
+pub(crate) fn pixels_of<'a>(
+    batch: &'a Batch,
+    options: &ImageOptions,
+) -> Result<(ImageBatch, Pixels<'a>), TrainError> {
+    let (pixels, format) = match &batch.images {
+        Images::F32(values) => (Pixels::F32(values), PixelFormat::F32),
+        Images::U8(bytes) => {
+            (Pixels::U8(bytes), PixelFormat::U8 { mean: options.mean, std: options.std })
+        }
+        _ => return Err(TrainError::Internal("unknown kind of pixels")),
+    };
+    let (height, width) = (batch.height as usize, batch.width as usize);
+    Ok((ImageBatch { batch: batch.len(), height, width, format }, pixels))
 }
 
 /// Features of every labelled image: the mean of the extractor's layers.

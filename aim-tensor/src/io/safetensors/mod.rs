@@ -34,4 +34,4 @@ pub use ::safetensors::Dtype;
 pub use read::SafeTensors;
 pub use shard::{MAX_SHARD_BYTES, PlannedFile, ShardPlan, write_sharded};
 pub use view::View;
-pub use write::{FilePlan, TensorRef, write_file};
+pub use write::{FilePlan, TensorRef, header, write_file};

@@ -164,6 +164,17 @@ impl SafeTensors {
         })
     }
 
+    /// Says that a tensor has been copied: its pages no longer count as memory of this process. They are read again if
+    /// it is looked at once more.
+    pub fn release(&self, name: &str) {
+        let held = self.by_name.get(name).and_then(|&index| self.entries.get(index));
+        if let Some((file, entry)) = held
+            && let Some(file) = self.files.get(*file)
+        {
+            release_pages(&file.bytes, entry.range.clone());
+        }
+    }
+
     /// All tensors, in the order of [`SafeTensors::names`].
     pub fn tensors(&self) -> impl Iterator<Item = View<'_>> {
         self.names().filter_map(|name| self.tensor(name).ok())
@@ -207,6 +218,22 @@ fn map_file(path: &Path) -> Result<Mmap, IoError> {
     let map = unsafe { Mmap::map(&file) };
     map.map_err(|source| IoError::os("map", path, source))
 }
+
+/// Gives back the pages of a stretch of a map; those that it shares with its neighbours come back at the next look.
+#[cfg(unix)]
+fn release_pages(map: &Mmap, range: std::ops::Range<usize>) {
+    // SAFETY: the map is of a file and read-only: a page that was given back is read from the file again, so no byte
+    // that a reference could look at changes.
+    #[allow(unsafe_code)]
+    let released = unsafe {
+        map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, range.start, range.len())
+    };
+    // Only a hint: a system that refuses it keeps the pages.
+    let _ = released;
+}
+
+#[cfg(not(unix))]
+fn release_pages(_: &Mmap, _: std::ops::Range<usize>) {}
 
 /// Tensor name to shard name, every shard a plain file name of this directory.
 fn read_index(path: &Path) -> Result<BTreeMap<String, String>, IoError> {

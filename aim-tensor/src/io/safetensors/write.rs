@@ -97,7 +97,7 @@ impl<'a> FilePlan<'a> {
                 TensorInfo { dtype: tensor.dtype, shape, data_offsets },
             ));
         }
-        Ok(Self { header: header_bytes(infos, metadata)?, tensors })
+        Ok(Self { header: header_bytes(infos, metadata, 0)?, tensors })
     }
 
     /// The size of the file.
@@ -121,10 +121,41 @@ impl<'a> FilePlan<'a> {
     }
 }
 
-/// Length and JSON, padded with spaces so that the data starts at a multiple of 8.
+/// The header of a file whose tensors (name, type, shape) lie in this order without gaps, of at least `least` bytes:
+/// for tensors too large to have at once, and to be written over a longer header when sizes are known only at the end.
+///
+/// # Errors
+/// [`IoError::Unwritable`] as [`FilePlan::new`], and for sizes that no file has.
+pub fn header(
+    tensors: &[(&str, Dtype, &[usize])],
+    metadata: &BTreeMap<String, String>,
+    least: usize,
+) -> Result<Vec<u8>, IoError> {
+    let mut infos = Vec::with_capacity(tensors.len());
+    let (mut names, mut offset) = (HashSet::new(), 0usize);
+    for &(name, dtype, shape) in tensors {
+        let unwritable =
+            |reason: &str| IoError::Unwritable { name: name.to_owned(), reason: reason.into() };
+        let end = shape
+            .iter()
+            .try_fold(dtype.bitsize() / 8, |product, &size| product.checked_mul(size))
+            .and_then(|bytes| offset.checked_add(bytes))
+            .ok_or_else(|| unwritable("its size overflows"))?;
+        if !names.insert(name) || name == "__metadata__" {
+            return Err(unwritable("the name comes twice or is reserved"));
+        }
+        let info = TensorInfo { dtype, shape: shape.to_vec(), data_offsets: (offset, end) };
+        infos.push((name.to_owned(), info));
+        offset = end;
+    }
+    header_bytes(infos, metadata, least)
+}
+
+/// Length and JSON, padded with spaces so that the data starts at a multiple of 8, and not before `least`.
 fn header_bytes(
     infos: Vec<(String, TensorInfo)>,
     metadata: &BTreeMap<String, String>,
+    least: usize,
 ) -> Result<Vec<u8>, IoError> {
     let failed = |reason: String| IoError::Unwritable { name: "(header)".into(), reason };
     // The library writes free-form metadata in the order of a hash map, another in every process:
@@ -139,7 +170,8 @@ fn header_bytes(
         folded.extend_from_slice(json.get(1..).unwrap_or_default());
         json = folded;
     }
-    json.resize(json.len().next_multiple_of(LENGTH_BYTES), b' ');
+    let length = json.len().max(least.saturating_sub(LENGTH_BYTES));
+    json.resize(length.next_multiple_of(LENGTH_BYTES), b' ');
     if json.len() as u64 > MAX_HEADER_BYTES {
         return Err(failed(format!("{} bytes, at most {MAX_HEADER_BYTES}", json.len())));
     }
