@@ -4,13 +4,13 @@ use std::path::{Path, PathBuf};
 
 use aim_model::config::AimConfig;
 use aim_model::features::FeatureExtractor;
-use aim_model::{init, weights};
+use aim_model::init;
+use aim_model::weights::{self, Checkpoint};
 use aim_tensor::Device;
-use aim_tensor::io::safetensors::SafeTensors;
 use aim_train::checkpoint;
 use aim_train::config::Precision;
 use aim_train::trainer::{AimJson, DeviceChoice, TrainerState};
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Result, bail};
 
 use crate::progress;
 
@@ -18,7 +18,8 @@ use crate::progress;
 pub(crate) struct Weights {
     /// The checkpoint's directory.
     pub(crate) dir: PathBuf,
-    pub(crate) file: SafeTensors,
+    /// The tensors, under our names whatever the file calls them.
+    pub(crate) file: Checkpoint,
     pub(crate) config: AimConfig,
     /// Mean of each channel that images are normalised with.
     pub(crate) mean: [f64; 3],
@@ -27,29 +28,22 @@ pub(crate) struct Weights {
 }
 
 impl Weights {
-    /// Opens a run (its newest checkpoint that verifies), a checkpoint directory, or a file in one.
+    /// Opens a run (its newest checkpoint that verifies), a checkpoint directory, a weights file, or several with commas
+    /// between; see [`Checkpoint::open`].
     pub(crate) fn open(path: &Path) -> Result<Self> {
-        let dir = if checkpoint::checkpoints_dir(path).is_dir() {
-            let found = checkpoint::newest_valid(path, |path, error| {
-                progress::warn(&format!("{} is passed over: {error}", path.display()));
-            })?;
-            match found {
-                Some(found) => found.path,
-                None => bail!("{}: no complete checkpoint in this run", path.display()),
-            }
-        } else if path.is_dir() {
-            path.to_owned()
-        } else if path.is_file() {
-            path.parent().map_or_else(PathBuf::new, Path::to_owned)
-        } else {
-            bail!("{}: expected a run, a checkpoint directory or a weights file", path.display());
-        };
-        let file = if path.is_file() { SafeTensors::open(path) } else { SafeTensors::open(&dir) };
-        let file = file.map_err(aim_tensor::TensorError::from)?;
-        let config = weights::read_config(&dir)
-            .with_context(|| format!("{}: the model's configuration", dir.display()))?;
+        let found = locate(path)?;
+        let file = Checkpoint::open(&found)?;
+        let dir = file.dir().to_owned();
         let (mean, std) = normalization(&dir)?;
+        let config = file.config().clone();
         Ok(Self { dir, file, config, mean, std })
+    }
+
+    /// Says what a user should know about how the weights were read.
+    pub(crate) fn announce(&self, quiet: bool) {
+        for line in self.file.notes() {
+            progress::note(quiet, line);
+        }
     }
 
     /// An extractor of these layers with the trunk's weights, or with fresh random ones.
@@ -94,6 +88,23 @@ impl Weights {
     pub(crate) fn trainer_state(&self) -> Option<TrainerState> {
         checkpoint::read_json(&self.dir, "trainer.json").ok()
     }
+}
+
+/// What to open: the newest checkpoint of a run, else the path itself.
+fn locate(path: &Path) -> Result<PathBuf> {
+    if checkpoint::checkpoints_dir(path).is_dir() {
+        let found = checkpoint::newest_valid(path, |path, error| {
+            progress::warn(&format!("{} is passed over: {error}", path.display()));
+        })?;
+        return match found {
+            Some(found) => Ok(found.path),
+            None => bail!("{}: no complete checkpoint in this run", path.display()),
+        };
+    }
+    if !path.exists() && !path.to_string_lossy().contains(',') {
+        bail!("{}: expected a run, a checkpoint directory or a weights file", path.display());
+    }
+    Ok(path.to_owned())
 }
 
 /// From `aim.json`; ImageNet's where ml-aim's files have none.

@@ -7,7 +7,7 @@
 use std::path::Path;
 
 use aim_tensor::Parameters;
-use aim_tensor::io::safetensors::SafeTensors;
+use aim_tensor::io::TensorSource;
 
 use crate::attention_map::AttentionQuery;
 use crate::classifier::{Probe, ProbeConfig, ProbeKind};
@@ -28,7 +28,7 @@ pub struct TrainedHead {
 
 impl TrainedHead {
     /// Whether a file holds a classifier.
-    pub fn is_in(file: &SafeTensors) -> bool {
+    pub fn is_in(file: &dyn TensorSource) -> bool {
         file.contains("head.linear.weight")
     }
 
@@ -37,7 +37,7 @@ impl TrainedHead {
     /// # Errors
     /// When tensors are missing or of sizes that do not fit each other, or the metadata say something else than the
     /// tensors.
-    pub fn read(file: &SafeTensors, path: &Path, heads: usize) -> Result<Self, ModelError> {
+    pub fn read(file: &dyn TensorSource, path: &Path, heads: usize) -> Result<Self, ModelError> {
         let wrong = |name: &str, expected: String, found: String| ModelError::BadWeight {
             path: path.to_owned(),
             name: name.to_owned(),
@@ -49,12 +49,12 @@ impl TrainedHead {
             let found = "no such tensor: this file holds no classifier".to_owned();
             return Err(wrong(name, "[classes, dim]".into(), found));
         }
-        let view = file.tensor(name).map_err(aim_tensor::TensorError::from)?;
-        let &[classes, dim] = view.shape else {
-            return Err(wrong(name, "[classes, dim]".into(), format!("{:?}", view.shape)));
+        let shape = file.shape(name).unwrap_or_default();
+        let &[classes, dim] = shape else {
+            return Err(wrong(name, "[classes, dim]".into(), format!("{shape:?}")));
         };
         let attentive = file.contains("head.k.weight");
-        let kind = match file.metadata().get("kind").map(String::as_str) {
+        let kind = match file.metadata_value("kind") {
             None if attentive => ProbeKind::Attentive,
             None => ProbeKind::Linear,
             Some("attentive") => ProbeKind::Attentive,
@@ -64,19 +64,19 @@ impl TrainedHead {
                 return Err(wrong("(metadata: kind)", expected, other.to_owned()));
             }
         };
-        let heads = match file.metadata().get("heads") {
+        let heads = match file.metadata_value("heads") {
             None => heads,
             Some(text) => text.trim().parse().map_err(|_| {
-                wrong("(metadata: heads)", "a number of heads".into(), text.clone())
+                wrong("(metadata: heads)", "a number of heads".into(), text.to_owned())
             })?,
         };
-        let layers = match file.metadata().get("layers") {
+        let layers = match file.metadata_value("layers") {
             None => None,
             Some(text) => Some(parse_layers(text).ok_or_else(|| {
-                wrong("(metadata: layers)", "block indices such as [14, 15]".into(), text.clone())
+                wrong("(metadata: layers)", "block indices such as [14, 15]".into(), text.to_owned())
             })?),
         };
-        let names: Option<Vec<String>> = match file.metadata().get("classes") {
+        let names: Option<Vec<String>> = match file.metadata_value("classes") {
             None => None,
             Some(text) => Some(serde_json::from_str(text).map_err(|error| {
                 wrong("(metadata: classes)", "a JSON list of names".into(), error.to_string())
@@ -121,7 +121,7 @@ fn parse_layers(text: &str) -> Option<Vec<usize>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use aim_tensor::io::safetensors::{TensorRef, write_file};
+    use aim_tensor::io::safetensors::{SafeTensors, TensorRef, write_file};
     use std::collections::BTreeMap;
 
     fn head(kind: ProbeKind, metadata: &[(&str, &str)]) -> Result<TrainedHead, ModelError> {

@@ -52,7 +52,7 @@ layers are copied once at the end when an image was left out: room for two copie
 #[derive(Args, Debug)]
 #[command(after_help = features_help())]
 pub(crate) struct Features {
-    /// Run, checkpoint directory or model.safetensors
+    /// Run, checkpoint directory, weights (.safetensors, .pth, .bin) or BACKBONE,HEAD
     #[arg(long, value_name = "PATH")]
     pub(crate) checkpoint: PathBuf,
     /// Images, in order
@@ -108,7 +108,7 @@ largest of that map. Rows of at most 64 images.
 #[derive(Args, Debug)]
 #[command(after_help = classify_help())]
 pub(crate) struct Classify {
-    /// Run, checkpoint directory or model.safetensors
+    /// Run, checkpoint directory, weights (.safetensors, .pth, .bin) or BACKBONE,HEAD
     #[arg(long, value_name = "PATH")]
     pub(crate) checkpoint: PathBuf,
     /// Trained head, as `probe` writes it; the checkpoint's own (ml-aim's head.*) when not given

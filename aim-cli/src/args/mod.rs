@@ -3,6 +3,7 @@
 mod inference;
 mod shared;
 mod suite;
+mod weights;
 
 use std::path::PathBuf;
 
@@ -11,6 +12,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 pub(crate) use inference::{Classify, Dtype, Features, Pool, Reconstruct, Statistics};
 pub(crate) use shared::{ConfigArgs, DeviceArgs};
 pub(crate) use suite::SuiteArgs;
+pub(crate) use weights::{Weights, WeightsDtype, WeightsExport, WeightsImport, WeightsVerify};
 
 /// The forms of a data specification, for the end of a help text.
 fn spec_help() -> String {
@@ -55,6 +57,9 @@ pub(crate) enum Command {
     /// Show configurations
     #[command(subcommand)]
     Config(Config),
+    /// Released weights in, ours out, and a look at either
+    #[command(subcommand)]
+    Weights(Weights),
     /// Look at data
     #[command(subcommand)]
     Data(Data),
@@ -125,7 +130,7 @@ pub(crate) enum ProbeKind {
 #[derive(Args, Clone, Debug)]
 #[command(after_help = spec_help())]
 pub(crate) struct Probe {
-    /// Run, checkpoint directory or model.safetensors
+    /// Run, checkpoint directory, weights (.safetensors, .pth, .bin) or BACKBONE,HEAD
     #[arg(long, value_name = "PATH")]
     pub(crate) checkpoint: PathBuf,
     /// Labelled images to train the classifier on

@@ -19,6 +19,7 @@ pub(crate) fn run(args: &Features, quiet: bool) -> Result<Outcome> {
     let request = request(args)?;
     let device = open_device(args.device.device, quiet)?;
     let weights = Weights::open(&args.checkpoint)?;
+    weights.announce(quiet);
     let layers = parse_layers(&args.layers, weights.config.num_blocks)?;
     if request.format == Format::Npy && layers.len() != 1 && !args.average {
         return Err(Usage(

@@ -17,6 +17,7 @@ mod probe;
 mod quickstart;
 mod reconstruct;
 mod report;
+mod weights;
 
 use anyhow::Result;
 
@@ -64,5 +65,6 @@ pub(crate) fn run(cli: Cli) -> Result<Outcome> {
         Command::Classify(args) => classify::run(&args, cli.quiet).map(done),
         Command::Reconstruct(args) => reconstruct::run(&args, cli.quiet).map(done),
         Command::Plan(args) => plan::run(&args).map(done),
+        Command::Weights(args) => weights::run(&args, cli.quiet).map(done),
     }
 }

@@ -2,6 +2,7 @@
 
 pub(crate) mod suite;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -78,6 +79,7 @@ pub(crate) fn run(args: &Probe, quiet: bool) -> Result<()> {
 fn probe_pair(args: &Probe, train: &str, val: &str, lrs: &[f64], quiet: bool) -> Result<Results> {
     let device = open_device(args.device.device, quiet)?;
     let weights = Weights::open(&args.checkpoint)?;
+    weights.announce(quiet);
     let layers = parse_layers(&args.layers, weights.config.num_blocks)?;
     let bench = Bench::open(train, val, &weights, device, quiet)?;
     let default = ProbeTraining::default();
@@ -283,12 +285,9 @@ impl Bench {
                 std::fs::create_dir_all(dir)
                     .with_context(|| format!("cannot create {}", dir.display()))?;
                 let path = dir.join(format!("head-{}.safetensors", name(kind)));
-                safetensors::write_file(
-                    &path,
-                    &model_weights::tensors(&params),
-                    &Default::default(),
-                )
-                .map_err(aim_tensor::TensorError::from)?;
+                let metadata = head_metadata(name(kind), layers, self.heads);
+                safetensors::write_file(&path, &model_weights::tensors(&params), &metadata)
+                    .map_err(aim_tensor::TensorError::from)?;
             }
         }
         Ok(row)
@@ -332,6 +331,15 @@ impl Bench {
             results,
         }
     }
+}
+
+/// What a head's file says of itself: which classifier, its attention heads, and the blocks whose mean
+/// it was trained on.
+fn head_metadata(kind: &str, layers: &[usize], heads: usize) -> BTreeMap<String, String> {
+    let layers: Vec<String> = layers.iter().map(usize::to_string).collect();
+    [("kind", kind.to_owned()), ("layers", layers.join(",")), ("heads", heads.to_string())]
+        .map(|(key, value)| (key.to_owned(), value))
+        .into()
 }
 
 fn name(kind: ProbeKind) -> &'static str {

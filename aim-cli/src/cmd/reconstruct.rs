@@ -22,6 +22,7 @@ use crate::weights::{Weights, open_device};
 pub(crate) fn run(args: &Reconstruct, quiet: bool) -> Result<()> {
     let device = open_device(args.device.device, quiet)?;
     let weights = Weights::open(&args.checkpoint)?;
+    weights.announce(quiet);
     let size = weights.config.img_size;
     let mut preprocessor =
         Preprocessor::new(Transform::eval(), size.height as u32, size.width as u32)?;

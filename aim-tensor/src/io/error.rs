@@ -31,9 +31,17 @@ pub enum IoError {
     Malformed {
         /// The file.
         path: PathBuf,
-        /// "safetensors", "safetensors index", "npy".
+        /// "safetensors", "index", "npy", "PyTorch".
         kind: &'static str,
         /// What is wrong, with offsets or names.
+        reason: String,
+    },
+    /// The file asks for something that is never done, such as running code.
+    #[error("{} is refused: {reason}", path.display())]
+    Refused {
+        /// The file.
+        path: PathBuf,
+        /// What it asks for, and where.
         reason: String,
     },
     /// No tensor of this name.

@@ -12,8 +12,7 @@ use aim_model::classifier::ProbeStep;
 use aim_model::features::FeatureExtractor;
 use aim_model::pretrain::Pixels;
 use aim_model::trained_head::TrainedHead;
-use aim_model::weights::read_ml_aim_config;
-use aim_tensor::io::safetensors::SafeTensors;
+use aim_tensor::io::Tensors;
 use aim_train::TrainError;
 use aim_train::probe::features::for_each_batch;
 use anyhow::{Context as _, Result, bail};
@@ -50,6 +49,7 @@ struct Guess {
 
 pub(crate) fn run(args: &Classify, quiet: bool) -> Result<()> {
     let weights = Weights::open(&args.checkpoint)?;
+    weights.announce(quiet);
     let (head, layers) = open_head(args, &weights)?;
     let query = head.attention()?;
     if args.attention.is_some() && query.is_none() {
@@ -95,7 +95,7 @@ fn open_head(args: &Classify, weights: &Weights) -> Result<(TrainedHead, Vec<usi
     let heads = args.heads.map_or(weights.config.num_heads, |n| n as usize);
     let head = match &args.head {
         Some(path) => {
-            let file = SafeTensors::open(path).map_err(aim_tensor::TensorError::from)?;
+            let file = Tensors::open(path).map_err(aim_tensor::TensorError::from)?;
             TrainedHead::read(&file, path, heads)?
         }
         None if TrainedHead::is_in(&weights.file) => {
@@ -121,10 +121,8 @@ fn open_head(args: &Classify, weights: &Weights) -> Result<(TrainedHead, Vec<usi
         (Some(text), _) => parse_layers(text, blocks)?,
         (None, Some(layers)) => layers.clone(),
         // ml-aim keeps a model's own in its config.json.
-        (None, None) => match (&args.head, read_ml_aim_config(&weights.dir)) {
-            (None, Ok(config)) if config.probe_layers.is_some() => {
-                config.probe_layers.unwrap_or_default()
-            }
+        (None, None) => match (&args.head, weights.file.probe_layers()) {
+            (None, Some(layers)) => layers,
             _ => {
                 return Err(Usage(
                     "the head's file does not say on which blocks it was trained: give them with --layers \

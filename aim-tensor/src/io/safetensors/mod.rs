@@ -25,13 +25,14 @@
 mod header;
 mod read;
 mod shard;
+mod stream;
 #[cfg(test)]
 mod tests;
-mod view;
 mod write;
 
+pub use super::view::View;
 pub use ::safetensors::Dtype;
 pub use read::SafeTensors;
 pub use shard::{MAX_SHARD_BYTES, PlannedFile, ShardPlan, write_sharded};
-pub use view::View;
+pub use stream::{StreamTensor, write_stream};
 pub use write::{FilePlan, TensorRef, header, write_file};

@@ -1,33 +1,21 @@
 //! Opening files: one, or the shards that an index lists.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
-use memmap2::Mmap;
-
 use super::header::{self, Entry};
-use super::view::View;
-use crate::io::IoError;
-
-/// An index of a 7B model is 30 kB.
-const MAX_INDEX_BYTES: u64 = 32 << 20;
+use crate::io::map::MappedFile;
+use crate::io::{IoError, View, index};
 
 /// Tensors by name, read from one file or from several with an index. The data stays on disk until
 /// it is looked at.
 #[derive(Debug)]
 pub struct SafeTensors {
     path: PathBuf,
-    files: Vec<Mapped>,
+    files: Vec<MappedFile>,
     entries: Vec<(usize, Entry)>,
     by_name: HashMap<String, usize>,
     metadata: BTreeMap<String, String>,
-}
-
-#[derive(Debug)]
-struct Mapped {
-    path: PathBuf,
-    bytes: Mmap,
 }
 
 impl SafeTensors {
@@ -55,15 +43,15 @@ impl SafeTensors {
         if single.exists() {
             return Self::from_files(dir.to_path_buf(), vec![single]);
         }
-        let index = dir.join(format!("{stem}.safetensors.index.json"));
-        if !index.exists() {
+        let index_path = dir.join(format!("{stem}.safetensors.index.json"));
+        if !index_path.exists() {
             return Err(IoError::NotFound {
                 path: dir.to_path_buf(),
                 expected: format!("{stem}.safetensors or {stem}.safetensors.index.json in it"),
                 found: if dir.is_dir() { "neither".into() } else { "no such directory".into() },
             });
         }
-        let weight_map = read_index(&index)?;
+        let weight_map = index::read(&index_path, "safetensors")?;
         let mut shards: Vec<&String> = weight_map.values().collect();
         shards.sort();
         shards.dedup();
@@ -72,10 +60,10 @@ impl SafeTensors {
         for (name, shard) in &weight_map {
             let held = opened.by_name.get(name).and_then(|&i| opened.entries.get(i));
             let file = held.and_then(|(file, _)| opened.files.get(*file));
-            if file.is_none_or(|file| file.path != dir.join(shard)) {
+            if file.is_none_or(|file| file.path() != dir.join(shard)) {
                 return Err(IoError::malformed(
-                    &index,
-                    "safetensors index",
+                    &index_path,
+                    index::KIND,
                     format!("it puts tensor `{name}` in {shard}, which does not hold it"),
                 ));
             }
@@ -92,8 +80,8 @@ impl SafeTensors {
             metadata: BTreeMap::new(),
         };
         for path in paths {
-            let bytes = map_file(&path)?;
-            let (entries, metadata) = header::parse(&path, &bytes)?;
+            let file = MappedFile::open(&path, "safetensors", header::LENGTH_BYTES)?;
+            let (entries, metadata) = header::parse(&path, file.bytes())?;
             opened.metadata.extend(metadata);
             for entry in entries {
                 if opened.by_name.insert(entry.name.clone(), opened.entries.len()).is_some() {
@@ -105,7 +93,7 @@ impl SafeTensors {
                 }
                 opened.entries.push((opened.files.len(), entry));
             }
-            opened.files.push(Mapped { path, bytes });
+            opened.files.push(file);
         }
         Ok(opened)
     }
@@ -113,6 +101,11 @@ impl SafeTensors {
     /// The path that was opened.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// The files that were opened.
+    pub fn files(&self) -> impl Iterator<Item = &Path> {
+        self.files.iter().map(MappedFile::path)
     }
 
     /// The number of tensors.
@@ -149,18 +142,20 @@ impl SafeTensors {
         let view = held.and_then(|(file, entry)| {
             let file = self.files.get(*file)?;
             Some(View {
-                path: &file.path,
+                path: file.path(),
                 name: &entry.name,
                 dtype: entry.dtype,
                 shape: &entry.shape,
-                bytes: file.bytes.get(entry.range.clone())?,
+                bytes: file.bytes().get(entry.range.clone())?,
+                strides: None,
+                map: Some(file),
             })
         });
         view.ok_or_else(|| IoError::MissingTensor {
             path: self.path.clone(),
             name: name.to_string(),
             count: self.len(),
-            closest: self.closest(name),
+            closest: crate::io::closest(self.names(), name),
         })
     }
 
@@ -171,7 +166,7 @@ impl SafeTensors {
         if let Some((file, entry)) = held
             && let Some(file) = self.files.get(*file)
         {
-            release_pages(&file.bytes, entry.range.clone());
+            file.release(entry.range.clone());
         }
     }
 
@@ -179,85 +174,4 @@ impl SafeTensors {
     pub fn tensors(&self) -> impl Iterator<Item = View<'_>> {
         self.names().filter_map(|name| self.tensor(name).ok())
     }
-
-    /// The stored name that shares the longest suffix with `name`: what differs in practice is a
-    /// prefix (`module.`, `model.trunk.`) or a layer number.
-    fn closest(&self, name: &str) -> Option<String> {
-        let shared = |other: &str| {
-            name.bytes().rev().zip(other.bytes().rev()).take_while(|(a, b)| a == b).count()
-        };
-        let best = self.names().max_by_key(|other| shared(other))?;
-        (shared(best) * 2 >= name.len()).then(|| best.to_string())
-    }
-}
-
-/// Maps a regular file of at least one byte (a pipe would hang, an empty file cannot be mapped).
-fn map_file(path: &Path) -> Result<Mmap, IoError> {
-    let kind = fs::metadata(path).map_err(|source| IoError::os("open", path, source))?;
-    if !kind.is_file() {
-        return Err(IoError::NotFound {
-            path: path.to_path_buf(),
-            expected: "a safetensors file".into(),
-            found: if kind.is_dir() { "a directory".into() } else { "no regular file".into() },
-        });
-    }
-    if kind.len() < header::LENGTH_BYTES as u64 {
-        return Err(IoError::malformed(
-            path,
-            "safetensors",
-            format!("{} bytes long, too short for a header", kind.len()),
-        ));
-    }
-    let file = File::open(path).map_err(|source| IoError::os("open", path, source))?;
-    // SAFETY: the map is read-only and private to this process. Its bytes are plain data without
-    // invalid values, and no reference into it outlives the `Mmap`. Another process that rewrites
-    // the file in place can change the values read, one that truncates it can end this process with
-    // SIGBUS: the same holds for every reader that maps files, and nothing here does either (all
-    // our writers create new files and rename them).
-    #[allow(unsafe_code)]
-    let map = unsafe { Mmap::map(&file) };
-    map.map_err(|source| IoError::os("map", path, source))
-}
-
-/// Gives back the pages of a stretch of a map; those that it shares with its neighbours come back at the next look.
-#[cfg(unix)]
-fn release_pages(map: &Mmap, range: std::ops::Range<usize>) {
-    // SAFETY: the map is of a file and read-only: a page that was given back is read from the file again, so no byte
-    // that a reference could look at changes.
-    #[allow(unsafe_code)]
-    let released = unsafe {
-        map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, range.start, range.len())
-    };
-    // Only a hint: a system that refuses it keeps the pages.
-    let _ = released;
-}
-
-#[cfg(not(unix))]
-fn release_pages(_: &Mmap, _: std::ops::Range<usize>) {}
-
-/// Tensor name to shard name, every shard a plain file name of this directory.
-fn read_index(path: &Path) -> Result<BTreeMap<String, String>, IoError> {
-    #[derive(serde::Deserialize)]
-    struct Index {
-        weight_map: BTreeMap<String, String>,
-    }
-    let bad = |reason: String| IoError::malformed(path, "safetensors index", reason);
-    let kind = fs::metadata(path).map_err(|source| IoError::os("open", path, source))?;
-    if !kind.is_file() || kind.len() > MAX_INDEX_BYTES {
-        return Err(bad(format!("expected a file of at most {MAX_INDEX_BYTES} bytes")));
-    }
-    let text = fs::read(path).map_err(|source| IoError::os("read", path, source))?;
-    let index: Index = serde_json::from_slice(&text).map_err(|error| bad(error.to_string()))?;
-    for (name, shard) in &index.weight_map {
-        let plain = shard.ends_with(".safetensors")
-            && !shard.starts_with('.')
-            && !shard.contains(['/', '\\', '\0', ':']);
-        if !plain {
-            return Err(bad(format!(
-                "tensor `{name}` is said to be in {shard:?}: expected the plain name of a \
-                 .safetensors file in the same directory"
-            )));
-        }
-    }
-    Ok(index.weight_map)
 }

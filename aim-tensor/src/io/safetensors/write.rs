@@ -152,7 +152,7 @@ pub fn header(
 }
 
 /// Length and JSON, padded with spaces so that the data starts at a multiple of 8, and not before `least`.
-fn header_bytes(
+pub(super) fn header_bytes(
     infos: Vec<(String, TensorInfo)>,
     metadata: &BTreeMap<String, String>,
     least: usize,

@@ -2,13 +2,17 @@
 
 use std::path::Path;
 
-use ::safetensors::Dtype;
 use half::{bf16, f16};
+use safetensors::Dtype;
 
-use crate::io::IoError;
+use super::IoError;
+use super::map::MappedFile;
 
-/// A tensor that lies in a mapped file. Its bytes are row-major, little-endian, and may start at any
-/// address: the format aligns nothing.
+/// Bytes that are converted before the pages they came from are given back.
+const PIECE_BYTES: usize = 8 << 20;
+
+/// A tensor that lies in a mapped file, little-endian. It may start at any address: no format here
+/// aligns anything.
 #[derive(Debug, Clone, Copy)]
 pub struct View<'a> {
     /// The file, for messages.
@@ -19,8 +23,13 @@ pub struct View<'a> {
     pub dtype: Dtype,
     /// Its shape; empty for a scalar.
     pub shape: &'a [usize],
-    /// Its bytes, as many as shape and type make.
-    pub bytes: &'a [u8],
+    /// From its first element to its last; as many as shape and type make where it is contiguous.
+    pub(crate) bytes: &'a [u8],
+    /// Elements from one index to the next, for each dimension; none where the tensor is row-major and
+    /// contiguous.
+    pub(crate) strides: Option<&'a [usize]>,
+    /// Where the bytes are mapped.
+    pub(crate) map: Option<&'a MappedFile>,
 }
 
 impl View<'_> {
@@ -53,11 +62,10 @@ impl View<'_> {
     pub fn copy_to_f32(&self, destination: &mut [f32]) -> Result<(), IoError> {
         self.check_length(destination.len())?;
         match self.dtype {
-            // The destination's bytes take a source of any alignment.
-            Dtype::F32 => bytemuck::cast_slice_mut(destination).copy_from_slice(self.bytes),
-            Dtype::F16 => convert(self.bytes, destination, |b| f16::from_le_bytes(b).to_f32()),
-            Dtype::BF16 => convert(self.bytes, destination, |b| bf16::from_le_bytes(b).to_f32()),
-            Dtype::F64 => convert(self.bytes, destination, |b| f64::from_le_bytes(b) as f32),
+            Dtype::F32 => self.convert(destination, f32::from_le_bytes),
+            Dtype::F16 => self.convert(destination, |b| f16::from_le_bytes(b).to_f32()),
+            Dtype::BF16 => self.convert(destination, |b| bf16::from_le_bytes(b).to_f32()),
+            Dtype::F64 => self.convert(destination, |b| f64::from_le_bytes(b) as f32),
             _ => return Err(self.wrong_dtype("F32, F16, BF16 or F64")),
         }
         Ok(())
@@ -81,15 +89,13 @@ impl View<'_> {
     pub fn copy_to_i64(&self, destination: &mut [i64]) -> Result<(), IoError> {
         self.check_length(destination.len())?;
         match self.dtype {
-            Dtype::I64 => bytemuck::cast_slice_mut(destination).copy_from_slice(self.bytes),
-            Dtype::I32 => convert(self.bytes, destination, |b| i32::from_le_bytes(b).into()),
-            Dtype::I16 => convert(self.bytes, destination, |b| i16::from_le_bytes(b).into()),
-            Dtype::I8 => convert(self.bytes, destination, |b| i8::from_le_bytes(b).into()),
-            Dtype::U32 => convert(self.bytes, destination, |b| u32::from_le_bytes(b).into()),
-            Dtype::U16 => convert(self.bytes, destination, |b| u16::from_le_bytes(b).into()),
-            Dtype::U8 | Dtype::BOOL => {
-                convert(self.bytes, destination, |b| u8::from_le_bytes(b).into());
-            }
+            Dtype::I64 => self.convert(destination, i64::from_le_bytes),
+            Dtype::I32 => self.convert(destination, |b| i32::from_le_bytes(b).into()),
+            Dtype::I16 => self.convert(destination, |b| i16::from_le_bytes(b).into()),
+            Dtype::I8 => self.convert(destination, |b| i8::from_le_bytes(b).into()),
+            Dtype::U32 => self.convert(destination, |b| u32::from_le_bytes(b).into()),
+            Dtype::U16 => self.convert(destination, |b| u16::from_le_bytes(b).into()),
+            Dtype::U8 | Dtype::BOOL => self.convert(destination, |b| u8::from_le_bytes(b).into()),
             _ => return Err(self.wrong_dtype("an integer type up to I64")),
         }
         Ok(())
@@ -112,7 +118,7 @@ impl View<'_> {
     pub fn copy_to_i32(&self, destination: &mut [i32]) -> Result<(), IoError> {
         self.check_length(destination.len())?;
         if self.dtype == Dtype::I32 {
-            bytemuck::cast_slice_mut(destination).copy_from_slice(self.bytes);
+            self.convert(destination, i32::from_le_bytes);
             return Ok(());
         }
         for (index, (to, value)) in destination.iter_mut().zip(self.to_i64()?).enumerate() {
@@ -158,12 +164,53 @@ impl View<'_> {
             found: self.dtype.to_string(),
         }
     }
-}
 
-/// Element by element, `N` bytes each; lengths were checked.
-fn convert<const N: usize, T>(bytes: &[u8], destination: &mut [T], read: impl Fn([u8; N]) -> T) {
-    let (elements, _) = bytes.as_chunks::<N>();
-    for (to, from) in destination.iter_mut().zip(elements) {
-        *to = read(*from);
+    /// Element by element, `N` bytes each; lengths were checked. Pages that were read are given back.
+    fn convert<const N: usize, T>(&self, destination: &mut [T], read: impl Fn([u8; N]) -> T) {
+        if let Some(strides) = self.strides {
+            self.gather(destination, strides, read);
+            self.release(self.bytes);
+            return;
+        }
+        let count = PIECE_BYTES / N;
+        for (to, from) in destination.chunks_mut(count).zip(self.bytes.chunks(count * N)) {
+            for (to, from) in to.iter_mut().zip(from.as_chunks::<N>().0) {
+                *to = read(*from);
+            }
+            self.release(from);
+        }
+    }
+
+    /// In row-major order from wherever the strides say; the reader checked that they stay inside.
+    fn gather<const N: usize, T>(
+        &self,
+        destination: &mut [T],
+        strides: &[usize],
+        read: impl Fn([u8; N]) -> T,
+    ) {
+        let elements = self.bytes.as_chunks::<N>().0;
+        let mut index = vec![0; self.shape.len()];
+        let mut at = 0;
+        for to in destination {
+            if let Some(from) = elements.get(at) {
+                *to = read(*from);
+            }
+            for ((index, &size), &stride) in index.iter_mut().zip(self.shape).zip(strides).rev() {
+                *index += 1;
+                at += stride;
+                if *index < size {
+                    break;
+                }
+                at -= stride * size;
+                *index = 0;
+            }
+        }
+    }
+
+    /// Small pieces stay: a system call for each costs more than their pages.
+    fn release(&self, part: &[u8]) {
+        if let Some(map) = self.map.filter(|_| part.len() >= PIECE_BYTES / 8) {
+            map.release_part(part);
+        }
     }
 }
