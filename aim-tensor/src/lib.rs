@@ -16,7 +16,7 @@
 //! | [`parameters`] | weights and gradients in flat arenas |
 //! | [`count`] | FLOPs of a tape |
 //! | [`rng`] | counter-based random numbers |
-//! | [`io`] | safetensors and npy files |
+//! | [`io`] | safetensors, PyTorch and npy files |
 //!
 //! ```
 //! use std::sync::Arc;

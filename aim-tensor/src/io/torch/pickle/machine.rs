@@ -74,7 +74,7 @@ impl<'a> Machine<'a> {
                 Ok(())
             }
             b'0' => self.pop().map(drop),
-            b'1' => self.to_mark().map(drop),
+            b'1' => self.pop_to_mark().map(drop),
             b'2' => {
                 let top = *self.stack.last().ok_or("its stack is empty")?;
                 self.push_id(top)
@@ -213,7 +213,7 @@ impl<'a> Machine<'a> {
     }
 
     /// Everything above the last mark.
-    fn to_mark(&mut self) -> Result<Vec<Id>, Fault> {
+    fn pop_to_mark(&mut self) -> Result<Vec<Id>, Fault> {
         let mark = self.marks.pop().ok_or("it closes a group that was not opened")?;
         Ok(self.stack.split_off(mark.min(self.stack.len())))
     }
@@ -288,7 +288,7 @@ impl<'a> Machine<'a> {
     fn tuple(&mut self, op: u8) -> Result<(), Fault> {
         let items = match op {
             b')' => Vec::new(),
-            b't' => self.to_mark()?,
+            b't' => self.pop_to_mark()?,
             _ => {
                 let count = usize::from(op - 0x84);
                 let mut items = Vec::with_capacity(count);
@@ -306,11 +306,11 @@ impl<'a> Machine<'a> {
         let new = match op {
             b']' | 0x8f => return self.push(Value::List(Vec::new())),
             b'l' | 0x91 => {
-                let items = self.to_mark()?;
+                let items = self.pop_to_mark()?;
                 return self.push(Value::List(items));
             }
             b'a' => vec![self.pop()?],
-            _ => self.to_mark()?,
+            _ => self.pop_to_mark()?,
         };
         self.deepen(&new)?;
         match self.top_mut()? {
@@ -327,7 +327,7 @@ impl<'a> Machine<'a> {
                 let value = self.pop()?;
                 vec![self.pop()?, value]
             }
-            _ => self.to_mark()?,
+            _ => self.pop_to_mark()?,
         };
         let (pairs, odd) = new.as_chunks::<2>();
         if !odd.is_empty() {
