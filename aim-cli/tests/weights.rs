@@ -278,7 +278,7 @@ fn a_trained_head_is_exported_with_its_layers() {
     run(&mut command, 0);
     let head = probe.join("head-attentive.safetensors");
     let metadata = SafeTensors::open(&head).unwrap().metadata().clone();
-    let expected = [("classes", "4"), ("kind", "attentive"), ("layers", "0")];
+    let expected = [("heads", "2"), ("kind", "attentive"), ("layers", "0")];
     assert_eq!(metadata, expected.map(|(key, value)| (key.to_owned(), value.to_owned())).into());
     let out = dir.path().join("export");
     let said = run(&mut export(&run_dir, &["--head", text(&head)], &out), 0);

@@ -73,7 +73,11 @@ impl TrainedHead {
         let layers = match file.metadata_value("layers") {
             None => None,
             Some(text) => Some(parse_layers(text).ok_or_else(|| {
-                wrong("(metadata: layers)", "block indices such as [14, 15]".into(), text.to_owned())
+                wrong(
+                    "(metadata: layers)",
+                    "block indices such as [14, 15]".into(),
+                    text.to_owned(),
+                )
             })?),
         };
         let names: Option<Vec<String>> = match file.metadata_value("classes") {

@@ -61,7 +61,11 @@ impl MappedFile {
         // and never written: a later access reads the same bytes from the file. The range lies in the map.
         #[allow(unsafe_code)]
         let advised = unsafe {
-            self.bytes.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, range.start, range.len())
+            self.bytes.unchecked_advise_range(
+                memmap2::UncheckedAdvice::DontNeed,
+                range.start,
+                range.len(),
+            )
         };
         // Advice: without it the bytes are as right, only the memory is counted for longer.
         let _ = advised;

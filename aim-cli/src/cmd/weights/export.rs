@@ -85,7 +85,10 @@ fn layers(args: &WeightsExport, weights: &Weights, head: Option<&Tensors>) -> Re
                 released::probe_layers(path, &weights.config)
             };
             match metadata {
-                Some(text) => Some(parse_layers(text.trim_matches(['[', ']']), blocks).context("the head's `layers`")?),
+                Some(text) => Some(
+                    parse_layers(text.trim_matches(['[', ']']), blocks)
+                        .context("the head's `layers`")?,
+                ),
                 None => by_name(),
             }
         }
