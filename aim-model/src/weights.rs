@@ -114,7 +114,7 @@ pub fn read_ml_aim_config(dir: &Path) -> Result<MlAimConfig, ModelError> {
 /// Largest configuration file that is read.
 const MAX_JSON_BYTES: u64 = 1 << 20;
 
-fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, ModelError> {
+pub(crate) fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, ModelError> {
     let bad = |reason: String| ModelError::BadFile { path: path.to_owned(), reason };
     let len = std::fs::metadata(path).map_err(|e| bad(e.to_string()))?.len();
     if len > MAX_JSON_BYTES {
@@ -135,7 +135,22 @@ pub fn load(
     path: &Path,
 ) -> Result<Vec<String>, ModelError> {
     let layout = params.layout().clone();
-    for param in layout.iter() {
+    load_some(params, file, path, |_| true)?;
+    Ok(file.names().filter(|name| layout.id(name).is_none()).map(str::to_owned).collect())
+}
+
+/// As [`load`], of the parameters whose name `wanted` agrees to.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_some(
+    params: &mut Parameters,
+    file: &SafeTensors,
+    path: &Path,
+    wanted: impl Fn(&str) -> bool,
+) -> Result<(), ModelError> {
+    let layout = params.layout().clone();
+    for param in layout.iter().filter(|param| wanted(&param.spec.name)) {
         let Some(id) = layout.id(&param.spec.name) else { continue };
         let name = &param.spec.name;
         let wrong = |found: String| ModelError::BadWeight {
@@ -155,7 +170,7 @@ pub fn load(
         // Copy and file together would be twice the model in memory.
         file.release(name);
     }
-    Ok(file.names().filter(|name| layout.id(name).is_none()).map(str::to_owned).collect())
+    Ok(())
 }
 
 /// All parameters as tensors to write, by name.

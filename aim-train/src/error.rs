@@ -126,6 +126,27 @@ pub enum TrainError {
         /// Where the image lies.
         location: String,
     },
+    /// A label beyond the classes.
+    #[error(
+        "label {}: expected a class below {classes}",
+        found.map_or_else(|| "missing".to_owned(), |found| found.to_string())
+    )]
+    BadLabel {
+        /// The label.
+        found: Option<u32>,
+        /// Number of classes.
+        classes: usize,
+    },
+    /// A setting that cannot work.
+    #[error("{key} = {value}: expected {expected}")]
+    BadSetting {
+        /// Which setting.
+        key: &'static str,
+        /// The value found.
+        value: String,
+        /// What would work.
+        expected: String,
+    },
     /// Fewer images than a computation needs.
     #[error("expected at least {expected} images, found {found}")]
     TooFewImages {
