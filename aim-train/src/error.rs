@@ -137,6 +137,26 @@ pub enum TrainError {
         /// Number of classes.
         classes: usize,
     },
+    /// A directory that would be written over.
+    #[error("{} holds something already: choose a directory that is new or empty", path.display())]
+    Exists {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// Adapters that belong to another trunk.
+    #[error(
+        "the adapters in {} were trained on the weights of {base}, and those of {} are others: give \
+         --checkpoint the former",
+        adapter.display(), found.display()
+    )]
+    OtherTrunk {
+        /// The adapters.
+        adapter: PathBuf,
+        /// What their trunk was called.
+        base: String,
+        /// The weights given.
+        found: PathBuf,
+    },
     /// A setting that cannot work.
     #[error("{key} = {value}: expected {expected}")]
     BadSetting {

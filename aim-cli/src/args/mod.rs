@@ -1,6 +1,7 @@
 //! The command line. Doc comments here are the help texts, completions and man pages.
 
 mod inference;
+pub(crate) mod finetune;
 mod shared;
 mod suite;
 
@@ -40,6 +41,8 @@ pub(crate) enum Command {
     Pretrain(Pretrain),
     /// Measure frozen features with classifiers on top
     Probe(Probe),
+    /// Adapt a frozen trunk to labelled images with low-rank adapters (LoRA)
+    Finetune(Box<finetune::Finetune>),
     /// Write the features of images to a file
     Features(Features),
     /// Name what is in images, with a trained probe; and show where it looks

@@ -6,7 +6,6 @@
 //! finetune.json                                   layers, classes and the trunk that they were trained on
 //! ```
 
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use aim_model::config::AimConfig;
@@ -110,7 +109,7 @@ impl Content {
     }
 }
 
-fn head(params: &Parameters) -> Vec<TensorRef<'_>> {
+pub(super) fn head_tensors(params: &Parameters) -> Vec<TensorRef<'_>> {
     params
         .iter()
         .filter(|(p, _)| FinetuneModel::is_head(&p.spec.name))
@@ -128,7 +127,7 @@ pub(super) fn add(
     let content = Content::new(info, model, params);
     writer.json(peft::CONFIG_FILE, &content.config)?;
     writer.tensors(peft::MODEL_STEM, &content.adapter())?;
-    writer.tensors(HEAD_STEM, &head(params))?;
+    writer.tensors(HEAD_STEM, &head_tensors(params))?;
     writer.json(INFO, info)
 }
 
@@ -145,7 +144,7 @@ pub fn write(
     durable::create_dir(dir)?;
     let content = Content::new(info, model, params);
     for (stem, tensors) in
-        [(peft::MODEL_STEM, content.adapter()), (HEAD_STEM, head(params))]
+        [(peft::MODEL_STEM, content.adapter()), (HEAD_STEM, head_tensors(params))]
     {
         let plan = FilePlan::new(&tensors, &Default::default())?;
         durable::replace_with(&dir.join(format!("{stem}.safetensors")), |out| plan.write_to(out))?;
@@ -154,7 +153,7 @@ pub fn write(
     write_json(&dir.join(INFO), info)
 }
 
-fn write_json(path: &Path, value: &impl Serialize) -> Result<(), TrainError> {
+pub(super) fn write_json(path: &Path, value: &impl Serialize) -> Result<(), TrainError> {
     let text = serde_json::to_string_pretty(value)
         .map_err(|error| TrainError::Json { path: path.to_owned(), reason: error.to_string() })?;
     durable::replace_with(path, |out| writeln!(out, "{text}"))

@@ -4,6 +4,7 @@
 //! | module | what |
 //! |---|---|
 //! | [`settings`] | what a run is made with |
+//! | [`merge`] | weights with the adapters in them, and back |
 //! | `mixup` | mixed images and their soft targets |
 //! | [`files`] | adapters, classifier and what they belong to, as files |
 //! | `state` | what a checkpoint holds: never the trunk |
@@ -14,6 +15,7 @@
 mod evaluate;
 mod events;
 pub mod files;
+pub mod merge;
 mod mixup;
 pub mod settings;
 mod setup;
