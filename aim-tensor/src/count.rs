@@ -38,10 +38,7 @@ fn op_flops(tape: &Tape, op: &Op) -> Flops {
             let low = low_rank.as_ref().map_or(0, |term| {
                 2 * tape.shape(x).rows() as u64 * tape.layout.get(term.weight).range.len() as u64
             });
-            Flops {
-                forward: product + low,
-                backward: product * (to_input + to_weight) + 2 * low,
-            }
+            Flops { forward: product + low, backward: product * (to_input + to_weight) + 2 * low }
         }
         Op::PrefixAttention { qkv, heads, .. } => {
             let product = 2 * attention_shape(tape, qkv, heads).macs();

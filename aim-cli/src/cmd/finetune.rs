@@ -128,8 +128,7 @@ fn train(args: &FinetuneTrain, quiet: bool) -> Result<Outcome> {
         head: args.head.clone(),
         settings,
     };
-    let mut trainer =
-        Finetuner::open(open, &args.out, &mut |event: Event<'_>| view.show(&event))?;
+    let mut trainer = Finetuner::open(open, &args.out, &mut |event: Event<'_>| view.show(&event))?;
     let outcome = trainer.run(&stop, &mut |event: Event<'_>| view.show(&event));
     view.finish();
     let outcome = match outcome? {
@@ -181,10 +180,7 @@ fn eval(args: &FinetuneEval, quiet: bool) -> Result<()> {
     let base = weights.base(&name);
     let adapter = AdapterDir::open(&args.adapter)?;
     if args.head.is_none() && !adapter.has_head() {
-        bail!(
-            "{}: no head.safetensors; name a classifier with --head",
-            adapter.path.display()
-        );
+        bail!("{}: no head.safetensors; name a classifier with --head", adapter.path.display());
     }
     let layers = match (&args.layers, &adapter.info) {
         (Some(text), _) => Some(parse_layers(text, weights.config.num_blocks)?),
@@ -221,10 +217,7 @@ fn unmerge(args: &FinetuneUnmerge, quiet: bool) -> Result<()> {
     let weights = Weights::open(&args.checkpoint)?;
     let name = args.checkpoint.display().to_string();
     let count = merge::unmerge(&weights.base(&name), &args.out)?;
-    note(
-        quiet,
-        &format!("{count} weights as they were before the merge: {}", args.out.display()),
-    );
+    note(quiet, &format!("{count} weights as they were before the merge: {}", args.out.display()));
     Ok(())
 }
 
@@ -298,7 +291,9 @@ impl View {
                 if self.skipped <= Self::NAMED {
                     warn(&format!("skipped {}", skipped.defect));
                 } else if self.skipped == Self::NAMED + 1 {
-                    warn("more images are skipped; skipped.jsonl in the run directory names them all");
+                    warn(
+                        "more images are skipped; skipped.jsonl in the run directory names them all",
+                    );
                 }
             }
             Event::Step(metrics) => {

@@ -150,7 +150,8 @@ impl FinetuneModel {
         let depth = self.config.depth();
         let trunk =
             self.trunk.record_adapted(&mut tape, images, depth, false, Some(&self.adapters))?;
-        let layers: Vec<Var> = self.config.layers.iter().map(|&layer| trunk.blocks[layer]).collect();
+        let layers: Vec<Var> =
+            self.config.layers.iter().map(|&layer| trunk.blocks[layer]).collect();
         let features = tape.average(&layers)?;
         let head = self.head.record(&mut tape, features, training)?;
         let logits = head.logits;

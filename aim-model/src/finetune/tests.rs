@@ -33,8 +33,7 @@ fn model(lora: LoraConfig) -> FinetuneModel {
     FinetuneModel::new(FinetuneConfig { model: tiny(), lora, layers, classes: CLASSES }).unwrap()
 }
 
-const BATCH: ImageBatch =
-    ImageBatch { batch: 2, height: 12, width: 8, format: PixelFormat::F32 };
+const BATCH: ImageBatch = ImageBatch { batch: 2, height: 12, width: 8, format: PixelFormat::F32 };
 
 fn pixels() -> Vec<f32> {
     let mut pixels = vec![0.0; 2 * 3 * 12 * 8];

@@ -22,9 +22,8 @@ pub fn merged_weights(
     let mut merged = Vec::new();
     for adapter in adapters.iter() {
         let name = format!("{}.weight", adapter.layer.module(adapter.block));
-        let id = layout
-            .id(&name)
-            .ok_or_else(|| ModelError::MissingParameter { name: name.clone() })?;
+        let id =
+            layout.id(&name).ok_or_else(|| ModelError::MissingParameter { name: name.clone() })?;
         let mut weight = params.value(id).to_vec();
         let dim = adapters.dim;
         let (a, b) = (params.value(adapter.a), params.value(adapter.b));

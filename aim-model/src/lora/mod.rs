@@ -173,7 +173,12 @@ impl LoraConfig {
                 let covered: usize = segments.iter().map(ExactSizeIterator::len).sum();
                 let shape = [self.rank * segments.len(), dim];
                 specs.push(spec(layer.parameter(block, "lora_A"), shape, true, true));
-                specs.push(spec(layer.parameter(block, "lora_B"), [covered, self.rank], true, true));
+                specs.push(spec(
+                    layer.parameter(block, "lora_B"),
+                    [covered, self.rank],
+                    true,
+                    true,
+                ));
             }
         }
         specs

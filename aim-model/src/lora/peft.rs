@@ -332,8 +332,7 @@ fn parts(fused: &[&Pair], proj_rank: Option<usize>, dim: usize) -> Option<Vec<Lo
         return None;
     }
     let index = |target: LoraTarget| [Q, K, V].iter().position(|&t| t == target).unwrap_or(0);
-    let candidates: [&[LoraTarget]; 7] =
-        [&[Q, V], &[Q, K, V], &[Q, K], &[K, V], &[Q], &[K], &[V]];
+    let candidates: [&[LoraTarget]; 7] = [&[Q, V], &[Q, K, V], &[Q, K], &[K, V], &[Q], &[K], &[V]];
     for candidate in candidates {
         let rank = width / candidate.len();
         if rank * candidate.len() != width || proj_rank.is_some_and(|r| r != rank) {

@@ -29,12 +29,7 @@ impl Mixup {
     ///
     /// # Errors
     /// [`TrainError::BadSetting`] for an alpha that is no number above 0.
-    pub fn new(
-        alpha: f64,
-        smoothing: f64,
-        classes: usize,
-        seed: u64,
-    ) -> Result<Self, TrainError> {
+    pub fn new(alpha: f64, smoothing: f64, classes: usize, seed: u64) -> Result<Self, TrainError> {
         let beta = (alpha != 0.0).then(|| Beta::new(alpha, alpha)).transpose().map_err(|_| {
             let expected = "0, or above 0 such as 0.8".to_owned();
             TrainError::BadSetting { key: "mixup", value: alpha.to_string(), expected }
@@ -62,7 +57,9 @@ impl Mixup {
         if lambda != 1.0 {
             let rows = batch.len();
             match &mut batch.images {
-                Images::U8(bytes) => mix(bytes, rows, lambda as f32, |value| value.round_ties_even() as u8),
+                Images::U8(bytes) => {
+                    mix(bytes, rows, lambda as f32, |value| value.round_ties_even() as u8)
+                }
                 Images::F32(values) => mix(values, rows, lambda as f32, |value| value),
                 _ => return Err(TrainError::Internal("unknown kind of pixels")),
             }
@@ -75,7 +72,10 @@ impl Mixup {
             for (of, share) in [(i, lambda), (last - i, 1.0 - lambda)] {
                 let label = batch.labels[of].map_or(usize::MAX, |label| label as usize);
                 let Some(target) = row.get_mut(label) else {
-                    return Err(TrainError::BadLabel { found: batch.labels[of], classes: self.classes });
+                    return Err(TrainError::BadLabel {
+                        found: batch.labels[of],
+                        classes: self.classes,
+                    });
                 };
                 *target += (on * share) as f32;
             }
@@ -156,7 +156,10 @@ mod tests {
         let none = Mixup::new(0.0, 0.0, 2, 7).unwrap();
         let mut same = batch(Images::U8(vec![255, 3]), &[0, 1], 0);
         none.apply(&mut same, &mut targets).unwrap();
-        assert_eq!((same.images.as_u8().unwrap(), &targets[..]), (&[255, 3][..], &[1.0, 0.0, 0.0, 1.0][..]));
+        assert_eq!(
+            (same.images.as_u8().unwrap(), &targets[..]),
+            (&[255, 3][..], &[1.0, 0.0, 0.0, 1.0][..])
+        );
         let error = none.apply(&mut batch(Images::U8(vec![0]), &[2], 0), &mut targets);
         assert!(error.unwrap_err().to_string().contains("label 2"));
     }
@@ -170,6 +173,9 @@ mod tests {
         let mean = shares.iter().sum::<f64>() / 4000.0;
         let variance = shares.iter().map(|l| (l - mean).powi(2)).sum::<f64>() / 4000.0;
         // Beta(a, a): mean 1/2, variance 1 / (4 (2a + 1)) = 0.0962 for a = 0.8.
-        assert!((mean - 0.5).abs() < 0.02 && (variance - 0.0962).abs() < 0.005, "{mean} {variance}");
+        assert!(
+            (mean - 0.5).abs() < 0.02 && (variance - 0.0962).abs() < 0.005,
+            "{mean} {variance}"
+        );
     }
 }

@@ -161,7 +161,9 @@ impl Finetuner {
             self.mixup.apply(&mut self.batch, &mut self.targets)?;
             let ready = match self.step.take() {
                 Some(ready) => ready,
-                None => FinetuneStep::new(&self.model, self.images, Some(settings.recomputation()))?,
+                None => {
+                    FinetuneStep::new(&self.model, self.images, Some(settings.recomputation()))?
+                }
             };
             let ready = self.step.insert(ready);
             loss += ready.forward_training(&self.params, pixels(&self.batch)?, &self.targets)?;

@@ -22,7 +22,8 @@ pub enum Augment {
 impl Augment {
     /// The transform. The one place that knows it.
     pub fn transform(self) -> Transform {
-        let crop = |least| RandomResizedCrop { scale: (least, 1.0), ..RandomResizedCrop::default() };
+        let crop =
+            |least| RandomResizedCrop { scale: (least, 1.0), ..RandomResizedCrop::default() };
         let flip = HorizontalFlip::default();
         match self {
             Self::None => Transform::eval(),
@@ -164,7 +165,9 @@ impl FinetuneSettings {
         let free = ["workers", "recompute", "checkpoint_steps"];
         Ok(saved
             .iter()
-            .filter(|(key, value)| !free.contains(&key.as_str()) && current.get(*key) != Some(value))
+            .filter(|(key, value)| {
+                !free.contains(&key.as_str()) && current.get(*key) != Some(value)
+            })
             .map(|(key, value)| Difference {
                 key: key.clone(),
                 saved: value.to_string(),
@@ -208,8 +211,7 @@ mod tests {
         };
         assert!(saved.differences(&free).unwrap().is_empty());
         let other = FinetuneSettings { lr: 2e-3, augment: Augment::None, ..saved.clone() };
-        let keys: Vec<_> =
-            saved.differences(&other).unwrap().into_iter().map(|d| d.key).collect();
+        let keys: Vec<_> = saved.differences(&other).unwrap().into_iter().map(|d| d.key).collect();
         assert_eq!(keys, ["lr", "augment"]);
     }
 }

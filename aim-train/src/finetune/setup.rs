@@ -28,8 +28,8 @@ use crate::optimizer::AdamW;
 use crate::probe::features::ImageOptions;
 use crate::trainer::skipped::SkippedLog;
 
-/// Images in a batch of an evaluation: its memory is a training step's or less.
-const EVALUATION_BATCH: usize = 128;
+/// Images in a batch of an evaluation, as many as `probe` takes.
+const EVALUATION_BATCH: usize = 64;
 
 /// A frozen trunk.
 #[derive(Clone, Copy)]
@@ -111,8 +111,7 @@ impl Finetuner {
             source.notes().iter().for_each(|note| observer.event(Event::DataNote(note)));
         }
         let classes = classes(&train, &val)?;
-        let config =
-            FinetuneConfig { model: base.model.clone(), lora, layers, classes };
+        let config = FinetuneConfig { model: base.model.clone(), lora, layers, classes };
         let model = FinetuneModel::new(config)?;
         let mut params = base.parameters(&model)?;
         let info = AdapterInfo {
@@ -134,7 +133,9 @@ impl Finetuner {
                 return Err(TrainError::BadSetting {
                     key: "head",
                     value: path.display().to_string(),
-                    expected: format!("a classifier of {classes} classes, as the data have, not of {found}"),
+                    expected: format!(
+                        "a classifier of {classes} classes, as the data have, not of {found}"
+                    ),
                 });
             }
             files::load_head(&mut params, path)?;

@@ -39,7 +39,11 @@ pub(super) struct Parts<'a> {
 }
 
 /// Writes a checkpoint; it appears whole or not at all.
-pub(super) fn save(run_dir: &Path, state: &State, parts: &Parts<'_>) -> Result<PathBuf, TrainError> {
+pub(super) fn save(
+    run_dir: &Path,
+    state: &State,
+    parts: &Parts<'_>,
+) -> Result<PathBuf, TrainError> {
     let Parts { info, model, params, optimizer } = parts;
     let mut writer = CheckpointWriter::begin(run_dir, state.step)?;
     files::add(&mut writer, info, model, params)?;
@@ -62,7 +66,8 @@ pub(super) fn restore(
     let state: State = checkpoint::read_json(dir, "trainer.json")?;
     let mut differences = state.settings.differences(settings)?;
     let adapter = AdapterDir::open(dir)?;
-    let saved = adapter.info.as_ref().ok_or(TrainError::Internal("a checkpoint without finetune.json"))?;
+    let saved =
+        adapter.info.as_ref().ok_or(TrainError::Internal("a checkpoint without finetune.json"))?;
     for (key, before, now) in [
         ("the trunk", saved.base_blake3.clone(), info.base_blake3.clone()),
         ("lora", format!("{:?}", saved.lora), format!("{:?}", info.lora)),
