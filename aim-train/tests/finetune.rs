@@ -24,21 +24,27 @@ use aim_train::probe::{ProbeTraining, extract};
 use aim_train::signals::{Signal, Stop};
 use aim_train::trainer::Outcome;
 
-/// Images of four patches, each bright or dark at random; the class says whether the first and the last patch differ.
-/// No single patch tells anything.
+/// Images of four patches of random colours; the class says whether the first and the last are of one colour. No patch
+/// tells anything by itself.
 struct Differ {
     images: u64,
     seed: u64,
     fingerprint: String,
 }
 
+/// Colours that a patch may have.
+const COLOURS: [[u8; 3]; 3] = [[200, 40, 40], [40, 200, 40], [40, 40, 200]];
+
 impl Differ {
     fn new(images: u64, seed: u64) -> Arc<dyn Source> {
         Arc::new(Self { images, seed, fingerprint: format!("differ {images} {seed}") })
     }
 
-    fn bright(&self, index: u64, patch: u64) -> bool {
-        Philox::new(self.seed, "patches").below(2, index, patch) == 1
+    fn colour(&self, index: u64, patch: u64) -> u64 {
+        let random = Philox::new(self.seed, "patches");
+        // Half of the images have the first patch's colour in the last one too.
+        let patch = if patch == 3 && random.below(2, index, 9) == 1 { 0 } else { patch };
+        random.below(COLOURS.len() as u64, index, patch)
     }
 }
 
@@ -55,9 +61,10 @@ impl Source for Differ {
         let noise = Philox::new(self.seed, "noise");
         let mut pixels = Vec::new();
         for (y, x) in (0..8).flat_map(|y| (0..8).map(move |x| (y, x))) {
-            let level = if self.bright(index, y / 4 * 2 + x / 4) { 170 } else { 70 };
-            for channel in 0..3 {
-                pixels.push(level + noise.below(20, index, y * 64 + x * 8 + channel) as u8);
+            let colour = COLOURS[self.colour(index, y / 4 * 2 + x / 4) as usize];
+            for (channel, level) in colour.into_iter().enumerate() {
+                let place = y * 64 + x * 8 + channel as u64;
+                pixels.push(level + noise.below(20, index, place) as u8);
             }
         }
         let image = Image::new(8, 8, 3, pixels).unwrap();
@@ -73,7 +80,7 @@ impl Source for Differ {
     }
 
     fn label(&self, index: u64) -> Option<u32> {
-        Some(u32::from(self.bright(index, 0) != self.bright(index, 3)))
+        Some(u32::from(self.colour(index, 0) == self.colour(index, 3)))
     }
 
     fn num_classes(&self) -> Option<u32> {
@@ -161,7 +168,7 @@ fn adapters_learn_what_a_frozen_probe_cannot_and_the_trunk_stays() {
     write_base(&base_dir);
     let file = SafeTensors::open(&base_dir).unwrap();
 
-    // The same classifier on the frozen trunk, with at least as many passes.
+    // The same classifier on the frozen trunk, with as many passes.
     let mut params = FeatureExtractor::parameters(&config()).unwrap();
     weights::load(&mut params, &file, &base_dir).unwrap();
     let frozen_bits = bits(params.values());
@@ -184,13 +191,13 @@ fn adapters_learn_what_a_frozen_probe_cannot_and_the_trunk_stays() {
     let head = aim_train::probe::train(&probe, &train, training, &mut |_, _| {}).unwrap();
     let frozen = aim_train::probe::evaluate(&probe, &head, &val).unwrap();
 
-    let mut trainer = open(&base_dir, &run, 1000, settings(20)).unwrap();
+    let mut trainer = open(&base_dir, &run, 1000, settings(40)).unwrap();
     let mut events = |_: Event<'_>| {};
     assert_eq!(trainer.run(&Stop::detached(), &mut events).unwrap(), Outcome::Finished);
     let adapted = trainer.evaluation().unwrap();
     println!("frozen {:.3}, adapted {:.3}", frozen.top1, adapted.accuracy.top1);
     assert!(adapted.accuracy.top1 > 0.95, "{adapted:?}");
-    assert!(frozen.top1 < adapted.accuracy.top1 - 0.15, "{frozen:?} {adapted:?}");
+    assert!(frozen.top1 < 0.85, "{frozen:?}");
 
     // Not a bit of the trunk moved, and everything else did.
     let (model, params) = trainer.model();

@@ -18,13 +18,14 @@ pub(crate) enum AugmentArg {
 }
 
 #[derive(Args, Debug)]
-#[command(args_conflicts_with_subcommands = true, arg_required_else_help = true)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+#[command(arg_required_else_help = true)]
 #[command(after_help = spec_help())]
 pub(crate) struct Finetune {
     #[command(subcommand)]
     pub(crate) command: Option<FinetuneCommand>,
     #[command(flatten)]
-    pub(crate) train: Option<FinetuneTrain>,
+    pub(crate) train: FinetuneTrain,
 }
 
 #[derive(Debug, Subcommand)]
@@ -37,21 +38,22 @@ pub(crate) enum FinetuneCommand {
     Unmerge(FinetuneUnmerge),
 }
 
+/// What is required is there unless a subcommand is.
 #[derive(Args, Debug)]
 pub(crate) struct FinetuneTrain {
     /// Run, checkpoint directory or model.safetensors: the trunk, which stays as it is
-    #[arg(long, value_name = "PATH")]
-    pub(crate) checkpoint: PathBuf,
+    #[arg(long, value_name = "PATH", required = true)]
+    pub(crate) checkpoint: Option<PathBuf>,
     /// Labelled images to train on
-    #[arg(long, value_name = "SPEC")]
-    pub(crate) train: String,
+    #[arg(long, value_name = "SPEC", required = true)]
+    pub(crate) train: Option<String>,
     /// Labelled images to measure on after every epoch
-    #[arg(long, value_name = "SPEC")]
-    pub(crate) val: String,
+    #[arg(long, value_name = "SPEC", required = true)]
+    pub(crate) val: Option<String>,
     /// Directory of the run: metrics, checkpoints, and at the end the adapters in PEFT's files; the same command
     /// resumes
-    #[arg(long, value_name = "RUN")]
-    pub(crate) out: PathBuf,
+    #[arg(long, value_name = "RUN", required = true)]
+    pub(crate) out: Option<PathBuf>,
     /// Blocks whose outputs the classifier sees the mean of: last:N or a list such as 3,4,5
     #[arg(long, value_name = "LAYERS", default_value = "last:6")]
     pub(crate) layers: String,

@@ -24,12 +24,11 @@ use crate::table::{Table, bytes, thousands};
 use crate::weights::{Weights, parse_layers};
 
 pub(crate) fn run(args: &Finetune, quiet: bool) -> Result<Outcome> {
-    match (&args.command, &args.train) {
-        (Some(FinetuneCommand::Eval(args)), _) => eval(args, quiet).map(|()| Outcome::Done),
-        (Some(FinetuneCommand::Merge(args)), _) => merge(args, quiet).map(|()| Outcome::Done),
-        (Some(FinetuneCommand::Unmerge(args)), _) => unmerge(args, quiet).map(|()| Outcome::Done),
-        (None, Some(args)) => train(args, quiet),
-        (None, None) => bail!(Usage("expected --checkpoint, or eval, merge or unmerge".into())),
+    match &args.command {
+        Some(FinetuneCommand::Eval(args)) => eval(args, quiet).map(|()| Outcome::Done),
+        Some(FinetuneCommand::Merge(args)) => merge(args, quiet).map(|()| Outcome::Done),
+        Some(FinetuneCommand::Unmerge(args)) => unmerge(args, quiet).map(|()| Outcome::Done),
+        None => train(&args.train, quiet),
     }
 }
 
@@ -110,30 +109,35 @@ fn settings(args: &RecipeArgs) -> FinetuneSettings {
 }
 
 fn train(args: &FinetuneTrain, quiet: bool) -> Result<Outcome> {
+    let (Some(checkpoint), Some(train), Some(val), Some(out)) =
+        (&args.checkpoint, &args.train, &args.val, &args.out)
+    else {
+        bail!(Usage("expected --checkpoint, --train, --val and --out".into()));
+    };
     only_cpu(args.device.device)?;
     let settings = settings(&args.recipe);
     settings.validate().map_err(|error| Usage(format!("--{error}")))?;
-    let weights = Weights::open(&args.checkpoint)?;
+    let weights = Weights::open(checkpoint)?;
     let layers = parse_layers(&args.layers, weights.config.num_blocks)?;
     let lora = lora(&args.lora, &layers, weights.config.num_blocks)?;
-    let name = args.checkpoint.display().to_string();
+    let name = checkpoint.display().to_string();
     let stop = Stop::install()?;
     let mut view = View::new(quiet);
     let open = Open {
         base: weights.base(&name),
-        train: aim_data::spec::open(&args.train)?,
-        val: aim_data::spec::open(&args.val)?,
+        train: aim_data::spec::open(train)?,
+        val: aim_data::spec::open(val)?,
         lora,
         layers,
         head: args.head.clone(),
         settings,
     };
-    let mut trainer = Finetuner::open(open, &args.out, &mut |event: Event<'_>| view.show(&event))?;
+    let mut trainer = Finetuner::open(open, out, &mut |event: Event<'_>| view.show(&event))?;
     let outcome = trainer.run(&stop, &mut |event: Event<'_>| view.show(&event));
     view.finish();
     let outcome = match outcome? {
         trainer::Outcome::Finished => {
-            note(quiet, &format!("adapters and classifier: {}", args.out.display()));
+            note(quiet, &format!("adapters and classifier: {}", out.display()));
             Outcome::Done
         }
         trainer::Outcome::Stopped(signal) => {
