@@ -36,7 +36,7 @@ struct Differ {
 const COLOURS: [[u8; 3]; 3] = [[200, 40, 40], [40, 200, 40], [40, 40, 200]];
 
 impl Differ {
-    fn new(images: u64, seed: u64) -> Arc<dyn Source> {
+    fn source(images: u64, seed: u64) -> Arc<dyn Source> {
         Arc::new(Self { images, seed, fingerprint: format!("differ {images} {seed}") })
     }
 
@@ -147,8 +147,8 @@ fn open(
     let (file, model) = (SafeTensors::open(dir).unwrap(), config());
     let open = Open {
         base: base(dir, &file, &model),
-        train: Differ::new(images, 1),
-        val: Differ::new(200, 2),
+        train: Differ::source(images, 1),
+        val: Differ::source(200, 2),
         lora: LoraConfig { rank: 4, alpha: 8.0, ..LoraConfig::new(2) },
         layers: vec![0, 1],
         head: None,
@@ -177,7 +177,7 @@ fn adapters_learn_what_a_frozen_probe_cannot_and_the_trunk_stays() {
     let options = base(&base_dir, &file, &model).image_options(1);
     let mut features =
         |source| extract(&mut trunk, &source, &options, &mut |_, _| {}, &mut |_| {}).unwrap();
-    let (train, val) = (features(Differ::new(1000, 1)), features(Differ::new(200, 2)));
+    let (train, val) = (features(Differ::source(1000, 1)), features(Differ::source(200, 2)));
     let probe =
         Probe::new(ProbeConfig { kind: ProbeKind::Attentive, dim: 32, heads: 4, classes: 2 })
             .unwrap();

@@ -244,8 +244,11 @@ pub fn unmerge(merged: &Base<'_>, out: &Path) -> Result<usize, TrainError> {
     Ok(restored)
 }
 
+/// A tensor with its name and shape.
+type Named = (String, Vec<usize>, Vec<f32>);
+
 /// The pixel head in a file: no part of the trunk, but of a pre-trained model.
-fn pixel_head(file: &SafeTensors) -> Result<Vec<(String, Vec<usize>, Vec<f32>)>, TrainError> {
+fn pixel_head(file: &SafeTensors) -> Result<Vec<Named>, TrainError> {
     file.tensors()
         .filter(|view| view.name.starts_with(PIXEL_HEAD))
         .map(|view| Ok((view.name.to_owned(), view.shape.to_vec(), view.to_f32()?)))
