@@ -1,7 +1,7 @@
 //! The command line. Doc comments here are the help texts, completions and man pages.
 
-mod inference;
 pub(crate) mod finetune;
+mod inference;
 mod shared;
 mod suite;
 
