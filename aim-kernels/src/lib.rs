@@ -12,6 +12,7 @@
 //! | [`patch_embed`] | images cut into rows of pixels, and the gradient back |
 //! | [`positions`] | fixed position vectors added to rows |
 //! | [`linear`] | `y = x W^T + b + residual` |
+//! | [`low_rank`] | low-rank addend of a linear layer (LoRA) |
 //! | [`layer_norm`] | normalisation over the last dimension with weight and bias |
 //! | [`gelu`] | exact (erf) GELU |
 //! | [`prefix_attention`] | softmax attention on packed qkv under a prefix-causal mask |
@@ -20,7 +21,7 @@
 //! | [`batch_norm`] | normalisation over rows without weight and bias |
 //! | [`attention_pool`] | learned queries look at all tokens |
 //! | [`mean_pool`] | mean over the tokens |
-//! | [`softmax_cross_entropy`] | cross-entropy of class labels |
+//! | [`softmax_cross_entropy`] | cross-entropy of class labels or shares of classes |
 //! | [`cast`] | one number type to another |
 //! | [`elementwise`] | sums, means and multiples |
 //! | [`global_norm`] | L2 norm of a flat slice |
@@ -47,6 +48,7 @@ pub mod gelu;
 pub mod global_norm;
 pub mod layer_norm;
 pub mod linear;
+pub mod low_rank;
 pub mod mean_pool;
 pub mod memory;
 pub mod patch_embed;

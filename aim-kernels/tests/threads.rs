@@ -43,6 +43,15 @@ fn dense(random: &mut Random, results: &mut Results) {
         ("linear dbias", db),
     ]);
 
+    let shape =
+        low_rank::LowRank { rows: 700, rank: 8, outputs: 333, segments: &[0..111, 222..333] };
+    let (u, w) = (random.values(700 * 16), random.values(222 * 8));
+    let (mut y, mut du, mut dw) = (dy.clone(), zeros(u.len()), zeros(w.len()));
+    low_rank::cpu::add(shape, &u, &w, &mut y);
+    low_rank::cpu::backward_input(shape, &dy, &w, &mut du, false);
+    low_rank::cpu::backward_weight(shape, &dy, &u, &mut dw);
+    results.extend([("low_rank", y), ("low_rank du", du), ("low_rank dweight", dw)]);
+
     let (mut y, mut dx) = (zeros(x.len()), zeros(x.len()));
     gelu::cpu::forward(&x, &mut y);
     gelu::cpu::backward(&x, &y, &mut dx, false);

@@ -70,7 +70,7 @@ impl Probe {
     /// # Errors
     /// When a size is zero or the heads do not divide the width.
     pub fn new(config: ProbeConfig) -> Result<Self, ModelError> {
-        let ProbeConfig { kind, dim, heads, classes } = config;
+        let ProbeConfig { dim, heads, classes, .. } = config;
         if classes == 0 || dim == 0 || heads == 0 || !dim.is_multiple_of(heads) {
             return Err(ModelError::BadConfig {
                 key: "num_classes",
@@ -81,6 +81,12 @@ impl Probe {
             });
         }
         let layout = Arc::new(ParamLayout::new(Self::specs(config))?);
+        Self::bind(config, layout)
+    }
+
+    /// Finds the parameters of [`Probe::specs`] in a layout that may have others as well.
+    pub(crate) fn bind(config: ProbeConfig, layout: Arc<ParamLayout>) -> Result<Self, ModelError> {
+        let ProbeConfig { kind, dim, classes, .. } = config;
         let running = (
             bind(&layout, "head.bn.running_mean", [dim])?,
             bind(&layout, "head.bn.running_var", [dim])?,
@@ -136,6 +142,13 @@ impl Probe {
     /// When memory is short.
     pub fn init(&self, seed: u64) -> Result<Parameters, ModelError> {
         let mut params = Parameters::new(self.layout.clone())?;
+        self.initialize(&mut params, seed);
+        Ok(params)
+    }
+
+    /// As [`Probe::init`], in parameters that may have others as well.
+    pub(crate) fn initialize(&self, params: &mut Parameters, seed: u64) {
+        params.value_mut(self.running.0).fill(0.0);
         params.value_mut(self.running.1).fill(1.0);
         let bound = 1.0 / (self.config.dim as f32).sqrt();
         let uniform = [Some(self.linear.0), self.linear.1]
@@ -150,12 +163,11 @@ impl Probe {
             Philox::new(seed, "head.cls_token")
                 .fill_normal(0.02, params.value_mut(attention.queries));
         }
-        Ok(params)
     }
 
     /// Records the classifier on features `[batch, tokens, dim]`; returns the batch norm's output and the logits
     /// `[batch, classes]`. In training the batch norm uses the batch's own statistics.
-    fn record(
+    pub(crate) fn record(
         &self,
         tape: &mut Tape,
         features: Var,
@@ -176,6 +188,28 @@ impl Probe {
             }
         }
     }
+
+    /// Moves the running statistics towards those of the batch whose norm `normed` a session computed.
+    pub(crate) fn track(
+        &self,
+        session: &Session,
+        normed: Var,
+        params: &mut Parameters,
+    ) -> Result<(), ModelError> {
+        let rows = session.tape().shape(normed).rows();
+        let (mean, rstd) = session.batch_statistics(normed)?;
+        // Running variance is the unbiased one (PyTorch).
+        let unbiased = rows as f32 / (rows as f32 - 1.0).max(1.0);
+        let (keep, take) = (1.0 - BATCH_NORM_MOMENTUM, BATCH_NORM_MOMENTUM);
+        for (running, mean) in params.value_mut(self.running.0).iter_mut().zip(mean) {
+            *running = keep * *running + take * mean;
+        }
+        for (running, rstd) in params.value_mut(self.running.1).iter_mut().zip(rstd) {
+            let variance = (1.0 / (rstd * rstd) - BATCH_NORM_EPS).max(0.0);
+            *running = keep * *running + take * unbiased * variance;
+        }
+        Ok(())
+    }
 }
 
 /// A classifier on batches of one size.
@@ -187,7 +221,6 @@ pub struct ProbeStep {
     normed: Var,
     logits: Var,
     loss: Var,
-    rows: usize,
 }
 
 impl ProbeStep {
@@ -208,9 +241,8 @@ impl ProbeStep {
         tape.output(logits);
         let loss = tape.cross_entropy(logits, labels)?;
         tape.set_loss(loss);
-        let rows = tape.shape(normed).rows();
         let session = Session::new(tape, PlanOptions { backward: training, ..Default::default() })?;
-        Ok(Self { session, probe: probe.clone(), features, labels, normed, logits, loss, rows })
+        Ok(Self { session, probe: probe.clone(), features, labels, normed, logits, loss })
     }
 
     /// Runs the classifier; returns the sum of the losses of images whose label is not negative.
@@ -235,18 +267,7 @@ impl ProbeStep {
     /// When the step was not planned for training.
     pub fn backward(&mut self, params: &mut Parameters, scale: f32) -> Result<(), ModelError> {
         self.session.backward(params, scale)?;
-        let (mean, rstd) = self.session.batch_statistics(self.normed)?;
-        // Running variance is the unbiased one (PyTorch).
-        let unbiased = self.rows as f32 / (self.rows as f32 - 1.0).max(1.0);
-        let (keep, take) = (1.0 - BATCH_NORM_MOMENTUM, BATCH_NORM_MOMENTUM);
-        for (running, mean) in params.value_mut(self.probe.running.0).iter_mut().zip(mean) {
-            *running = keep * *running + take * mean;
-        }
-        for (running, rstd) in params.value_mut(self.probe.running.1).iter_mut().zip(rstd) {
-            let variance = (1.0 / (rstd * rstd) - BATCH_NORM_EPS).max(0.0);
-            *running = keep * *running + take * unbiased * variance;
-        }
-        Ok(())
+        self.probe.track(&self.session, self.normed, params)
     }
 
     /// Logits `[batch, classes]` of the last run.

@@ -24,6 +24,16 @@ pub enum ModelError {
         /// What would work.
         expected: String,
     },
+    /// A setting of adapters that cannot work.
+    #[error("lora.{key} = {value}: expected {expected}")]
+    BadLora {
+        /// Which setting.
+        key: &'static str,
+        /// The value found.
+        value: String,
+        /// What would work.
+        expected: String,
+    },
     /// A parameter that a layer needs and the layout lacks.
     #[error("parameter {name}: not in the layout")]
     MissingParameter {

@@ -13,6 +13,8 @@
 //! | [`attention_map`] | where an attentive probe looks |
 //! | [`trained_head`] | a classifier from a file, with what its numbers mean |
 //! | [`sampling`] | images patch by patch from the model's own predictions |
+//! | [`lora`] | low-rank adapters on the trunk's attention, and PEFT's files |
+//! | [`finetune`] | trunk, adapters and classifier on one tape |
 //! | [`init`] | initial values |
 //! | [`weights`] | reading and writing weights under ml-aim's names |
 //!
@@ -29,7 +31,9 @@ pub mod classifier;
 pub mod config;
 mod error;
 pub mod features;
+pub mod finetune;
 pub mod init;
+pub mod lora;
 pub mod objective;
 pub mod pixel_head;
 pub mod position;

@@ -11,6 +11,7 @@ use aim_tensor::{DType, ParamId, ParamLayout, ParamSpec, Shape, Tape, Var};
 
 use crate::config::AimConfig;
 use crate::error::ModelError;
+use crate::lora::{Adapters, Layer};
 use crate::position::sin_cos_2d;
 
 /// Describes one parameter. Weight decay applies to matrices, not to biases and norms (ml-l3m's exclusion list).
@@ -239,6 +240,21 @@ impl Trunk {
         depth: usize,
         differentiable_images: bool,
     ) -> Result<TrunkVars, ModelError> {
+        self.record_adapted(tape, images, depth, differentiable_images, None)
+    }
+
+    /// As [`Trunk::record`], with adapters on the attention.
+    ///
+    /// # Errors
+    /// As [`Trunk::record`].
+    pub fn record_adapted(
+        &self,
+        tape: &mut Tape,
+        images: ImageBatch,
+        depth: usize,
+        differentiable_images: bool,
+        adapters: Option<&Adapters>,
+    ) -> Result<TrunkVars, ModelError> {
         let config = &self.config;
         let ImageBatch { batch, height, width, format } = images;
         let (images, normalize) = match format {
@@ -269,8 +285,8 @@ impl Trunk {
         tape.checkpoint(embed);
         let mut x = embed;
         let mut blocks = Vec::with_capacity(depth);
-        for block in self.blocks.iter().take(depth) {
-            x = block.record(tape, x, prefix, config)?;
+        for (i, block) in self.blocks.iter().enumerate().take(depth) {
+            x = block.record(tape, x, prefix, config, adapters.map(|adapters| (adapters, i)))?;
             tape.checkpoint(x);
             blocks.push(x);
         }
@@ -293,11 +309,18 @@ impl Block {
         x: Var,
         prefix: Var,
         config: &AimConfig,
+        adapters: Option<(&Adapters, usize)>,
     ) -> Result<Var, ModelError> {
+        let adapted = |tape: &mut Tape, x, layer| {
+            let adapter = adapters.and_then(|(adapters, block)| adapters.get(block, layer));
+            adapter.map(|adapter| adapter.record(tape, x)).transpose()
+        };
         let h = self.norm_1.record(tape, x, config.norm_eps)?;
-        let qkv = tape.linear(h, self.qkv, None, None)?;
+        let low_rank = adapted(tape, h, Layer::Qkv)?;
+        let qkv = tape.linear_with(h, self.qkv, None, None, low_rank)?;
         let attended = tape.prefix_attention(qkv, prefix, config.num_heads)?;
-        let x = tape.linear(attended, self.proj, None, Some(x))?;
+        let low_rank = adapted(tape, attended, Layer::Proj)?;
+        let x = tape.linear_with(attended, self.proj, None, Some(x), low_rank)?;
         let h = self.norm_2.record(tape, x, config.norm_eps)?;
         self.mlp.record(tape, h, x)
     }

@@ -8,7 +8,7 @@ use aim_kernels::patch_loss::PatchLoss;
 
 use crate::kernel_shape::{
     attention_pool_shape, attention_shape, batch_norm_shape, cross_entropy_shape, gather_shape,
-    layer_norm_shape, linear_shape, mean_pool_shape, patchify_shape,
+    layer_norm_shape, linear_shape, low_rank_shape, mean_pool_shape, patchify_shape,
 };
 use crate::parameters::{ParamId, ParamLayout};
 use crate::plan::Step;
@@ -43,10 +43,14 @@ pub(crate) fn run(run: &mut Run<'_>, step: &Step, grads: &mut [f32], scale: f32)
                 );
             }
         }
-        Op::Linear { x: x_var, weight, bias, .. } => {
+        Op::Linear { x: x_var, weight, bias, residual, ref low_rank } => {
             let kernel = linear_shape(shape(x_var), shape(node.output));
             let w = run.param(weight);
-            let ([x, dy], [dx]) = run.arena.carve([x, dy], [dx]);
+            let index = 1 + usize::from(residual.is_some());
+            let (u, du) = (input(index), target(index));
+            let term = low_rank.as_ref().map(|term| (term, run.param(term.weight)));
+            let d_u = place(du.map(|t| t.buffer));
+            let ([x, dy, u], [dx, d_u]) = run.arena.carve([x, dy, u], [dx, d_u]);
             if wanted {
                 k::linear::cpu::backward_input(kernel, dy, w, dx, accumulate);
             }
@@ -55,6 +59,15 @@ pub(crate) fn run(run: &mut Run<'_>, step: &Step, grads: &mut [f32], scale: f32)
             }
             if let Some(range) = bias.and_then(|bias| trained(layout, bias)) {
                 k::linear::cpu::backward_bias(kernel, dy, &mut grads[range]);
+            }
+            if let Some((term, b)) = term {
+                let kernel = low_rank_shape(tape, term, shape(node.output));
+                if let Some(du) = du {
+                    k::low_rank::cpu::backward_input(kernel, dy, b, d_u, du.accumulate);
+                }
+                if let Some(range) = trained(layout, term.weight) {
+                    k::low_rank::cpu::backward_weight(kernel, dy, u, &mut grads[range]);
+                }
             }
         }
         Op::LayerNorm { x: x_var, weight, bias, eps } => {
@@ -72,6 +85,10 @@ pub(crate) fn run(run: &mut Run<'_>, step: &Step, grads: &mut [f32], scale: f32)
         Op::Gelu { .. } => {
             let ([x, dy], [dx]) = run.arena.carve([x, dy], [dx]);
             k::gelu::cpu::backward(x, dy, dx, accumulate);
+        }
+        Op::Scale { factor, .. } => {
+            let ([dy], [dx]) = run.arena.carve([dy], [dx]);
+            k::elementwise::cpu::scale(dy, factor, dx, accumulate);
         }
         // Only a residual: see the passes below.
         Op::Positions { .. } | Op::Add { .. } => {}
@@ -134,6 +151,11 @@ pub(crate) fn run(run: &mut Run<'_>, step: &Step, grads: &mut [f32], scale: f32)
             let ([logits, labels], [dx]) = run.arena.carve([x, input(1)], [dx]);
             let labels = bytemuck::cast_slice(labels);
             k::softmax_cross_entropy::cpu::backward(kernel, logits, labels, scale, dx, accumulate);
+        }
+        Op::SoftCrossEntropy { logits, .. } => {
+            let kernel = cross_entropy_shape(shape(logits));
+            let ([x, targets], [dx]) = run.arena.carve([x, input(1)], [dx]);
+            k::softmax_cross_entropy::cpu::backward_soft(kernel, x, targets, scale, dx, accumulate);
         }
     }
     for pass in &step.passes {

@@ -29,12 +29,16 @@ pub fn flops(tape: &Tape) -> Flops {
 
 fn op_flops(tape: &Tape, op: &Op) -> Flops {
     match *op {
-        Op::Linear { x, weight, .. } => {
+        Op::Linear { x, weight, ref low_rank, .. } => {
             let param = tape.layout.get(weight);
             let product = 2 * tape.shape(x).rows() as u64 * param.range.len() as u64;
             let to_input = u64::from(tape.values[x.index()].requires_grad);
             let to_weight = u64::from(param.spec.trainable);
-            Flops { forward: product, backward: product * (to_input + to_weight) }
+            // B is read and trained: twice the forward pass.
+            let low = low_rank.as_ref().map_or(0, |term| {
+                2 * tape.shape(x).rows() as u64 * tape.layout.get(term.weight).range.len() as u64
+            });
+            Flops { forward: product + low, backward: product * (to_input + to_weight) + 2 * low }
         }
         Op::PrefixAttention { qkv, heads, .. } => {
             let product = 2 * attention_shape(tape, qkv, heads).macs();

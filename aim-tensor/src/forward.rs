@@ -7,7 +7,7 @@ use aim_kernels::{patch_loss::PatchLoss, positions::Positions};
 
 use crate::kernel_shape::{
     attention_pool_shape, attention_shape, batch_norm_shape, cross_entropy_shape, gather_shape,
-    layer_norm_shape, linear_shape, mean_pool_shape, patchify_shape,
+    layer_norm_shape, linear_shape, low_rank_shape, mean_pool_shape, patchify_shape,
 };
 use crate::plan::{Operand, Step};
 use crate::session::Run;
@@ -41,11 +41,16 @@ pub(crate) fn run(run: &mut Run<'_>, step: &Step) {
                 _ => k::patch_embed::cpu::patchify(kernel, x, y),
             }
         }
-        Op::Linear { x: x_var, weight, bias, residual } => {
+        Op::Linear { x: x_var, weight, bias, residual, ref low_rank } => {
             let kernel = linear_shape(shape(x_var), shape(node.output));
             let (w, b) = (run.param(weight), bias.map(|bias| run.param(bias)));
-            let ([x, r], [y]) = run.arena.carve([x, input(1)], [y]);
+            let u = input(1 + usize::from(residual.is_some()));
+            let term = low_rank.as_ref().map(|term| (term, run.param(term.weight)));
+            let ([x, r, u], [y]) = run.arena.carve([x, input(1), u], [y]);
             k::linear::cpu::forward(kernel, x, w, b, residual.map(|_| r), y);
+            if let Some((term, b)) = term {
+                k::low_rank::cpu::add(low_rank_shape(tape, term, shape(node.output)), u, b, y);
+            }
         }
         Op::LayerNorm { x: x_var, weight, bias, eps } => {
             let kernel = layer_norm_shape(shape(x_var), eps);
@@ -84,6 +89,10 @@ pub(crate) fn run(run: &mut Run<'_>, step: &Step) {
             let kernel = gather_shape(shape(x_var), shape(index));
             let ([x, index], [y]) = run.arena.carve([x, input(1)], [y]);
             k::gather_rows::cpu::forward(kernel, x, bytemuck::cast_slice(index), y);
+        }
+        Op::Scale { factor, .. } => {
+            let ([x], [y]) = run.arena.carve([x], [y]);
+            k::elementwise::cpu::scale(x, factor, y, false);
         }
         Op::Add { .. } => {
             let ([a, b], [y]) = run.arena.carve([x, input(1)], [y]);
@@ -132,6 +141,11 @@ pub(crate) fn run(run: &mut Run<'_>, step: &Step) {
             let ([x, labels], [loss]) = run.arena.carve([x, input(1)], [y]);
             let kernel = cross_entropy_shape(shape(logits));
             k::softmax_cross_entropy::cpu::forward(kernel, x, bytemuck::cast_slice(labels), loss);
+        }
+        Op::SoftCrossEntropy { logits, .. } => {
+            let ([x, targets], [loss]) = run.arena.carve([x, input(1)], [y]);
+            let kernel = cross_entropy_shape(shape(logits));
+            k::softmax_cross_entropy::cpu::forward_soft(kernel, x, targets, loss);
         }
     }
 }

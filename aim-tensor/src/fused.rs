@@ -38,13 +38,13 @@ impl Fused {
             _ => None,
         };
         for (behind, node) in tape.nodes.iter().enumerate() {
-            let Op::Linear { x: after, .. } = node.op else { continue };
+            let Op::Linear { x: after, low_rank: None, .. } = node.op else { continue };
             let Some(gelu) = node_of(after).filter(|_| private(after)) else { continue };
             let Op::Gelu { x: before } = tape.nodes[gelu as usize].op else { continue };
             let Some(product) = node_of(before).filter(|_| private(before)) else { continue };
             // An operand that is f32 would need room for its copy.
             let plain = match tape.nodes[product as usize].op {
-                Op::Linear { x, bias: None, residual: None, .. } => {
+                Op::Linear { x, bias: None, residual: None, low_rank: None, .. } => {
                     dtypes[x.index()] == DType::Bf16
                 }
                 _ => false,

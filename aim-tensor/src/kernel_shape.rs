@@ -6,6 +6,7 @@ use aim_kernels::{
     gather_rows::GatherRows,
     layer_norm::{self, LayerNorm},
     linear::Linear,
+    low_rank,
     mean_pool::MeanPool,
     patch_embed::PatchEmbed,
     prefix_attention::{self, PrefixAttention},
@@ -14,7 +15,7 @@ use aim_kernels::{
 
 use crate::parameters::ParamId;
 use crate::shape::{DType, Shape};
-use crate::tape::{Op, Tape, Var};
+use crate::tape::{LowRank, Op, Tape, Var};
 
 pub(crate) fn patchify_shape(tape: &Tape, images: Var, patch: usize) -> PatchEmbed {
     let value = &tape.values[images.index()];
@@ -26,6 +27,15 @@ pub(crate) fn patchify_shape(tape: &Tape, images: Var, patch: usize) -> PatchEmb
 
 pub(crate) fn linear_shape(x: Shape, y: Shape) -> Linear {
     Linear { rows: x.rows(), inputs: x.last(), outputs: y.last() }
+}
+
+pub(crate) fn low_rank_shape<'a>(
+    tape: &Tape,
+    term: &'a LowRank,
+    y: Shape,
+) -> low_rank::LowRank<'a> {
+    let rank = tape.shape(term.u).last() / term.segments.len().max(1);
+    low_rank::LowRank { rows: y.rows(), rank, outputs: y.last(), segments: &term.segments }
 }
 
 pub(crate) fn layer_norm_shape(x: Shape, eps: f32) -> LayerNorm {

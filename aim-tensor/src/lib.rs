@@ -71,4 +71,4 @@ pub use plan::{Category, GeluForm, Memory, Plan, PlanOptions, Recompute};
 pub use rng::Philox;
 pub use session::Session;
 pub use shape::{DType, Shape};
-pub use tape::{Op, Tape, Var};
+pub use tape::{LowRank, Op, Tape, Var};

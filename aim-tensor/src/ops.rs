@@ -4,7 +4,7 @@ use crate::error::TensorError;
 use crate::kernel_shape::attention_pool_shape;
 use crate::parameters::ParamId;
 use crate::shape::{DType, Shape};
-use crate::tape::{Node, Op, Source, Tape, Var};
+use crate::tape::{LowRank, Node, Op, Source, Tape, Var};
 
 impl Tape {
     /// [`Op::Patchify`]: `[batch, height, width, 3]` of u8, or `[batch, 3, height, width]` of f32, to
@@ -58,6 +58,21 @@ impl Tape {
         bias: Option<ParamId>,
         residual: Option<Var>,
     ) -> Result<Var, TensorError> {
+        self.linear_with(x, weight, bias, residual, None)
+    }
+
+    /// As [`Tape::linear`], with a low-rank addend to some of the outputs.
+    ///
+    /// # Errors
+    /// When x, weight, bias, residual and the addend do not fit.
+    pub fn linear_with(
+        &mut self,
+        x: Var,
+        weight: ParamId,
+        bias: Option<ParamId>,
+        residual: Option<Var>,
+        low_rank: Option<LowRank>,
+    ) -> Result<Var, TensorError> {
         const OP: &str = "linear";
         let shape = self.f32_shape(OP, x)?;
         let w = self.param_shape(weight);
@@ -80,7 +95,52 @@ impl Tape {
                 ));
             }
         }
-        Ok(self.push(Op::Linear { x, weight, bias, residual }, output, 0))
+        if let Some(term) = &low_rank {
+            self.check_low_rank(x, term, output)?;
+        }
+        Ok(self.push(Op::Linear { x, weight, bias, residual, low_rank }, output, 0))
+    }
+
+    /// Checks that a low-rank addend fits a linear layer's output.
+    fn check_low_rank(&self, x: Var, term: &LowRank, output: Shape) -> Result<(), TensorError> {
+        const OP: &str = "linear";
+        let u = self.f32_shape(OP, term.u)?;
+        let mut end = 0;
+        for segment in &term.segments {
+            if segment.start < end || segment.end <= segment.start {
+                let expected = "ranges of columns in ascending order, none of them empty";
+                let found = format!("{:?}", term.segments);
+                return Err(TensorError::BadArgument { op: OP, expected, found });
+            }
+            end = segment.end;
+        }
+        let rank = u.last() / term.segments.len().max(1);
+        let covered: usize = term.segments.iter().map(ExactSizeIterator::len).sum();
+        let weight = self.param_shape(term.weight);
+        if rank * term.segments.len() != u.last()
+            || u.rows() != output.rows()
+            || end > output.last()
+            || end == 0
+            || weight.len() != covered * rank
+            || term.u == x
+        {
+            return Err(mismatch(
+                OP,
+                "u [.., segments * rank] and B [sum of segments, rank] of a low-rank addend",
+                u,
+                weight,
+            ));
+        }
+        Ok(())
+    }
+
+    /// [`Op::Scale`], element by element.
+    ///
+    /// # Errors
+    /// When x is not f32.
+    pub fn scale(&mut self, x: Var, factor: f32) -> Result<Var, TensorError> {
+        let shape = self.f32_shape("scale", x)?;
+        Ok(self.push(Op::Scale { x, factor }, shape, 0))
     }
 
     /// [`Op::LayerNorm`] over the last dimension.
@@ -331,6 +391,19 @@ impl Tape {
         let shape = self.f32_shape(OP, logits)?;
         self.index_shape(OP, labels, shape.rows())?;
         Ok(self.push(Op::CrossEntropy { logits, labels }, [shape.rows()], 0))
+    }
+
+    /// [`Op::SoftCrossEntropy`]: logits and targets `[rows, classes]`.
+    ///
+    /// # Errors
+    /// When logits and targets differ in shape or are not f32.
+    pub fn soft_cross_entropy(&mut self, logits: Var, targets: Var) -> Result<Var, TensorError> {
+        const OP: &str = "soft_cross_entropy";
+        let (shape, found) = (self.f32_shape(OP, logits)?, self.f32_shape(OP, targets)?);
+        if found.len() != shape.len() || found.last() != shape.last() || targets == logits {
+            return Err(mismatch(OP, "logits and targets of one shape", shape, found));
+        }
+        Ok(self.push(Op::SoftCrossEntropy { logits, targets }, [shape.rows()], 0))
     }
 
     pub(crate) fn param_shape(&self, id: ParamId) -> Shape {

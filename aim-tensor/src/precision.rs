@@ -22,7 +22,7 @@ pub(crate) fn dtypes(tape: &Tape, storage: Storage) -> Vec<DType> {
     let scored = |var: Var| {
         tape.nodes.iter().any(|node| match node.op {
             Op::PatchLoss { pred, .. } => pred == var,
-            Op::CrossEntropy { logits, .. } => logits == var,
+            Op::CrossEntropy { logits, .. } | Op::SoftCrossEntropy { logits, .. } => logits == var,
             _ => false,
         })
     };
@@ -30,7 +30,10 @@ pub(crate) fn dtypes(tape: &Tape, storage: Storage) -> Vec<DType> {
         let Source::Node(node) = value.source else { continue };
         dtypes[i] = match tape.nodes[node as usize].op {
             // Losses read patches: a flat patch normalised from bf16 pixels would be mostly rounding.
-            Op::Patchify { .. } | Op::PatchLoss { .. } | Op::CrossEntropy { .. } => DType::F32,
+            Op::Patchify { .. }
+            | Op::PatchLoss { .. }
+            | Op::CrossEntropy { .. }
+            | Op::SoftCrossEntropy { .. } => DType::F32,
             // Probes work on features that came as f32.
             Op::BatchNorm { .. } | Op::MeanPool { .. } | Op::AttentionPool { .. } => DType::F32,
             Op::Linear { .. } if scored(Var(i as u32)) => DType::F32,

@@ -4,6 +4,7 @@
 //! exist before it, so forward is a walk from the first node to the last and backward the same walk in reverse.
 //! [`crate::plan`] decides what is kept and where it lies, [`crate::session`] runs it.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use crate::error::TensorError;
@@ -20,6 +21,17 @@ impl Var {
     }
 }
 
+/// What [`Op::Linear`] adds to its product in some of its columns: `u B^T`, see `aim_kernels::low_rank`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LowRank {
+    /// `[rows, segments * rank]`
+    pub u: Var,
+    /// B: `[sum of the segments' lengths, rank]`
+    pub weight: ParamId,
+    /// Columns of the result that are added to.
+    pub segments: Vec<Range<usize>>,
+}
+
 /// One op with its operands. Formulas, layouts and gradients are with the kernels (`aim_kernels::<op>`).
 #[derive(Clone, Debug, PartialEq)]
 pub enum Op {
@@ -33,7 +45,7 @@ pub enum Op {
         /// Mean and standard deviation of each channel, in units of the full range of a u8 pixel.
         normalize: ([f32; 3], [f32; 3]),
     },
-    /// `x W^T + bias + residual`.
+    /// `x W^T + bias + residual + low_rank`.
     Linear {
         /// `[rows, inputs]`
         x: Var,
@@ -43,6 +55,15 @@ pub enum Op {
         bias: Option<ParamId>,
         /// `[rows, outputs]`
         residual: Option<Var>,
+        /// A low-rank addend.
+        low_rank: Option<LowRank>,
+    },
+    /// `factor x`.
+    Scale {
+        /// Any shape.
+        x: Var,
+        /// A constant.
+        factor: f32,
     },
     /// Normalisation over the last dimension.
     LayerNorm {
@@ -144,6 +165,13 @@ pub enum Op {
         /// i32 `[rows]`
         labels: Var,
     },
+    /// Cross-entropy with a share for each class, one loss per row.
+    SoftCrossEntropy {
+        /// `[rows, classes]`
+        logits: Var,
+        /// f32 `[rows, classes]`; each row sums to one.
+        targets: Var,
+    },
 }
 
 impl Op {
@@ -163,7 +191,9 @@ impl Op {
             Self::BatchNorm { .. } => "batch_norm",
             Self::AttentionPool { .. } => "attention_pool",
             Self::PatchLoss { .. } => "patch_loss",
+            Self::Scale { .. } => "scale",
             Self::CrossEntropy { .. } => "cross_entropy",
+            Self::SoftCrossEntropy { .. } => "soft_cross_entropy",
         }
     }
 
@@ -171,9 +201,13 @@ impl Op {
     pub(crate) fn inputs(&self) -> Vec<Var> {
         match *self {
             Self::Patchify { images, .. } => vec![images],
-            Self::Linear { x, residual, .. } => std::iter::once(x).chain(residual).collect(),
+            Self::Linear { x, residual, ref low_rank, .. } => {
+                let u = low_rank.as_ref().map(|term| term.u);
+                std::iter::once(x).chain(residual).chain(u).collect()
+            }
             Self::LayerNorm { x, .. }
             | Self::Gelu { x }
+            | Self::Scale { x, .. }
             | Self::MeanPool { x }
             | Self::BatchNorm { x, .. }
             | Self::AttentionPool { x, .. } => vec![x],
@@ -184,13 +218,17 @@ impl Op {
             Self::Average { ref inputs } => inputs.clone(),
             Self::PatchLoss { pred, patches, targets, .. } => vec![pred, patches, targets],
             Self::CrossEntropy { logits, labels } => vec![logits, labels],
+            Self::SoftCrossEntropy { logits, targets } => vec![logits, targets],
         }
     }
 
     /// Parameters that the op reads.
     pub(crate) fn params(&self) -> Vec<ParamId> {
         match *self {
-            Self::Linear { weight, bias, .. } => std::iter::once(weight).chain(bias).collect(),
+            Self::Linear { weight, bias, ref low_rank, .. } => {
+                let b = low_rank.as_ref().map(|term| term.weight);
+                std::iter::once(weight).chain(bias).chain(b).collect()
+            }
             Self::LayerNorm { weight, bias, .. } => vec![weight, bias],
             Self::AttentionPool { query, key, value, .. } => vec![query, key, value],
             _ => Vec::new(),
@@ -201,9 +239,10 @@ impl Op {
     pub(crate) fn differentiable(&self) -> Vec<bool> {
         match self {
             Self::Positions { .. } | Self::PatchLoss { .. } => vec![true, false, false],
-            Self::PrefixAttention { .. } | Self::GatherRows { .. } | Self::CrossEntropy { .. } => {
-                vec![true, false]
-            }
+            Self::PrefixAttention { .. }
+            | Self::GatherRows { .. }
+            | Self::CrossEntropy { .. }
+            | Self::SoftCrossEntropy { .. } => vec![true, false],
             // Running statistics are for inference.
             Self::BatchNorm { running: Some(_), .. } => vec![false],
             other => vec![true; other.inputs().len()],
@@ -213,7 +252,9 @@ impl Op {
     /// For each input: is its gradient the output's gradient, unchanged?
     pub(crate) fn passes_gradient(&self) -> Vec<bool> {
         match self {
-            Self::Linear { residual: Some(_), .. } => vec![false, true],
+            Self::Linear { residual: Some(_), low_rank, .. } => {
+                [false, true, false][..2 + usize::from(low_rank.is_some())].to_vec()
+            }
             Self::Positions { .. } => vec![true, false, false],
             Self::Add { .. } => vec![true, true],
             other => vec![false; other.inputs().len()],
@@ -223,14 +264,17 @@ impl Op {
     /// For each input: does the backward pass read its value?
     pub(crate) fn saves_input(&self) -> Vec<bool> {
         match self {
-            Self::Linear { residual, .. } => {
-                [true, false][..1 + usize::from(residual.is_some())].to_vec()
-            }
+            Self::Linear { residual, low_rank, .. } => std::iter::once(true)
+                .chain(residual.map(|_| false))
+                .chain(low_rank.as_ref().map(|_| true))
+                .collect(),
             Self::LayerNorm { .. }
             | Self::Gelu { .. }
             | Self::BatchNorm { .. }
             | Self::AttentionPool { .. } => vec![true],
-            Self::PrefixAttention { .. } | Self::CrossEntropy { .. } => vec![true, true],
+            Self::PrefixAttention { .. }
+            | Self::CrossEntropy { .. }
+            | Self::SoftCrossEntropy { .. } => vec![true, true],
             Self::GatherRows { .. } => vec![false, true],
             Self::PatchLoss { .. } => vec![true; 3],
             other => vec![false; other.inputs().len()],

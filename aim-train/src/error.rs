@@ -126,6 +126,47 @@ pub enum TrainError {
         /// Where the image lies.
         location: String,
     },
+    /// A label beyond the classes.
+    #[error(
+        "label {}: expected a class below {classes}",
+        found.map_or_else(|| "missing".to_owned(), |found| found.to_string())
+    )]
+    BadLabel {
+        /// The label.
+        found: Option<u32>,
+        /// Number of classes.
+        classes: usize,
+    },
+    /// A directory that would be written over.
+    #[error("{} holds something already: choose a directory that is new or empty", path.display())]
+    Exists {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// Adapters that belong to another trunk.
+    #[error(
+        "the adapters in {} were trained on the weights of {base}, and those of {} are others: give \
+         --checkpoint the former",
+        adapter.display(), found.display()
+    )]
+    OtherTrunk {
+        /// The adapters.
+        adapter: PathBuf,
+        /// What their trunk was called.
+        base: String,
+        /// The weights given.
+        found: PathBuf,
+    },
+    /// A setting that cannot work.
+    #[error("{key} = {value}: expected {expected}")]
+    BadSetting {
+        /// Which setting.
+        key: &'static str,
+        /// The value found.
+        value: String,
+        /// What would work.
+        expected: String,
+    },
     /// Fewer images than a computation needs.
     #[error("expected at least {expected} images, found {found}")]
     TooFewImages {

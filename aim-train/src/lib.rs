@@ -10,6 +10,7 @@
 //! | [`metrics`] | `metrics.jsonl` and TensorBoard files |
 //! | [`probe`] | classifiers on frozen features |
 //! | [`features`] | features of a whole source as a file |
+//! | [`finetune`] | low-rank adapters and a classifier, trained together |
 //! | [`durable`] | writing so that it lasts |
 //! | [`lock`] | one trainer per run directory |
 //! | [`signals`] | stopping when asked |
@@ -65,6 +66,7 @@ pub mod config;
 pub mod durable;
 mod error;
 pub mod features;
+pub mod finetune;
 pub mod lock;
 pub mod metrics;
 pub mod optimizer;

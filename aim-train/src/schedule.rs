@@ -28,6 +28,24 @@ pub fn lr_at(step: u64, total: u64, peak: f64, warmup_fraction: f64) -> f64 {
     0.5 * peak * (1.0 + (PI * t).cos())
 }
 
+/// As [`lr_at`] with a warm-up of so many steps and a floor: the shape of the recipes for classifiers, which end at 1e-5.
+///
+/// ```
+/// use aim_train::schedule::lr_with_floor;
+/// assert_eq!(lr_with_floor(0, 100, [1e-3, 1e-5], 0), 1e-3);
+/// assert!((lr_with_floor(50, 100, [1e-3, 1e-5], 0) - 5.05e-4).abs() < 1e-12);
+/// assert!(lr_with_floor(99, 100, [1e-3, 1e-5], 10) < 1.1e-5);
+/// ```
+pub fn lr_with_floor(step: u64, total: u64, [peak, floor]: [f64; 2], warmup_steps: u64) -> f64 {
+    if step < warmup_steps {
+        let start = WARMUP_START.min(peak);
+        return start + (peak - start) * (step as f64 / warmup_steps as f64);
+    }
+    let rest = total.saturating_sub(warmup_steps).max(1);
+    let t = (step.min(total) - warmup_steps.min(step)) as f64 / rest as f64;
+    floor + 0.5 * (peak - floor) * (1.0 + (PI * t.min(1.0)).cos())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,5 +1,6 @@
 //! The command line. Doc comments here are the help texts, completions and man pages.
 
+pub(crate) mod finetune;
 mod inference;
 mod shared;
 mod suite;
@@ -42,6 +43,8 @@ pub(crate) enum Command {
     Pretrain(Pretrain),
     /// Measure frozen features with classifiers on top
     Probe(Probe),
+    /// Adapt a frozen trunk to labelled images with low-rank adapters (LoRA)
+    Finetune(Box<finetune::Finetune>),
     /// Write the features of images to a file
     Features(Features),
     /// Name what is in images, with a trained probe; and show where it looks

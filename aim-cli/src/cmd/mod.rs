@@ -7,6 +7,7 @@ mod config;
 mod data;
 mod doctor;
 mod features;
+mod finetune;
 mod gpu_check;
 mod kernels;
 mod man;
@@ -63,6 +64,7 @@ pub(crate) fn run(cli: Cli) -> Result<Outcome> {
         Command::Probe(args) => probe::run(&args, cli.quiet).map(done),
         Command::Features(args) => features::run(&args, cli.quiet),
         Command::Classify(args) => classify::run(&args, cli.quiet).map(done),
+        Command::Finetune(args) => finetune::run(&args, cli.quiet),
         Command::Reconstruct(args) => reconstruct::run(&args, cli.quiet).map(done),
         Command::Plan(args) => plan::run(&args).map(done),
         Command::Weights(args) => weights::run(&args, cli.quiet).map(done),

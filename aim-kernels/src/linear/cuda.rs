@@ -34,7 +34,7 @@ impl<'a> Operand<'a> {
         Self { data, stride: width }
     }
 
-    fn check(self, what: &str, rows: usize, width: usize) {
+    pub(crate) fn check(self, what: &str, rows: usize, width: usize) {
         check_matrix(what, self.data.len(), self.stride, rows, width);
     }
 }
@@ -47,7 +47,7 @@ fn check_matrix(what: &str, len: usize, stride: usize, rows: usize, width: usize
 }
 
 /// The key of a product, with the strides of the left operand, the right one and the result.
-fn key(op: Op, shape: Linear, strides: [usize; 3]) -> Key {
+pub(crate) fn key(op: Op, shape: Linear, strides: [usize; 3]) -> Key {
     let Linear { rows, inputs, outputs } = shape;
     Key {
         op,
@@ -63,7 +63,7 @@ fn key(op: Op, shape: Linear, strides: [usize; 3]) -> Key {
 }
 
 /// Runs a product whose operands and result were checked.
-fn run(gpu: &Gpu, key: Key, pointers: Pointers) -> Result<(), CudaError> {
+pub(crate) fn run(gpu: &Gpu, key: Key, pointers: Pointers) -> Result<(), CudaError> {
     let key = Key { alignments: pointers.alignments(), ..key };
     // SAFETY: every caller has checked the lengths of the slices that the pointers are from; slices lie inside live
     // arenas; what is written overlaps nothing, says the module's text.

@@ -111,6 +111,82 @@ simd_dispatch! {
     ) = backward_body;
 }
 
+/// Writes the loss of each row against soft targets; label smoothing is the targets' own.
+pub fn forward_soft(shape: SoftmaxCrossEntropy, logits: &[f32], targets: &[f32], loss: &mut [f32]) {
+    assert_eq!(logits.len(), shape.rows * shape.classes, "softmax_cross_entropy: logits");
+    assert_eq!(targets.len(), logits.len(), "softmax_cross_entropy: targets");
+    assert_eq!(loss.len(), shape.rows, "softmax_cross_entropy: loss");
+    pool::for_each_chunk(loss, ROWS, |i, loss| {
+        let start = i * ROWS * shape.classes;
+        soft_forward_rows(shape.classes, &logits[start..], &targets[start..], loss);
+    });
+}
+
+/// `dlogits = scale * (sum(t) softmax - t)`, written or accumulated: what PyTorch computes also where a row of targets
+/// does not sum to one.
+pub fn backward_soft(
+    shape: SoftmaxCrossEntropy,
+    logits: &[f32],
+    targets: &[f32],
+    scale: f32,
+    dlogits: &mut [f32],
+    accumulate: bool,
+) {
+    assert_eq!(logits.len(), shape.rows * shape.classes, "softmax_cross_entropy: logits");
+    assert_eq!(targets.len(), logits.len(), "softmax_cross_entropy: targets");
+    assert_eq!(dlogits.len(), logits.len(), "softmax_cross_entropy: dlogits");
+    let chunk = ROWS * shape.classes;
+    pool::for_each_chunk(dlogits, chunk, |i, dlogits| {
+        let (logits, targets) = (&logits[i * chunk..], &targets[i * chunk..]);
+        soft_backward_rows(shape.classes, logits, targets, scale, dlogits, accumulate);
+    });
+}
+
+#[inline(always)]
+fn soft_forward_body<const FMA: bool>(
+    classes: usize,
+    logits: &[f32],
+    targets: &[f32],
+    loss: &mut [f32],
+) {
+    let rows = logits.chunks_exact(classes).zip(targets.chunks_exact(classes));
+    for (loss, (x, t)) in loss.iter_mut().zip(rows) {
+        let (top, log_sum) = log_sum_exp::<FMA>(x);
+        // Everything relative to the largest logit, as above.
+        *loss = x.iter().zip(t).map(|(x, t)| t * (log_sum - (x - top))).sum();
+    }
+}
+simd_dispatch! {
+    fn soft_forward_rows(classes: usize, logits: &[f32], targets: &[f32], loss: &mut [f32]) = soft_forward_body;
+}
+
+#[inline(always)]
+fn soft_backward_body<const FMA: bool>(
+    classes: usize,
+    logits: &[f32],
+    targets: &[f32],
+    scale: f32,
+    dlogits: &mut [f32],
+    accumulate: bool,
+) {
+    let rows = logits.chunks_exact(classes).zip(targets.chunks_exact(classes));
+    for (dx, (x, t)) in dlogits.chunks_exact_mut(classes).zip(rows) {
+        if !accumulate {
+            dx.fill(0.0);
+        }
+        let (top, log_sum) = log_sum_exp::<FMA>(x);
+        let whole: f32 = t.iter().sum();
+        for ((dx, x), t) in dx.iter_mut().zip(x).zip(t) {
+            *dx += scale * (whole * exp::<FMA>(x - top - log_sum) - t);
+        }
+    }
+}
+simd_dispatch! {
+    fn soft_backward_rows(
+        classes: usize, logits: &[f32], targets: &[f32], scale: f32, dlogits: &mut [f32], accumulate: bool,
+    ) = soft_backward_body;
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

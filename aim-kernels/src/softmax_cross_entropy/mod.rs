@@ -5,6 +5,8 @@
 //!
 //! - logits, dlogits: `[rows, classes]`; loss: `[rows]`
 //! - labels: i32 `[rows]`, each below `classes`; a negative one is ignored: no loss, no gradient
+//! - soft targets: f32 t `[rows, classes]` instead of labels, each row of non-negative shares that sum to one, as of
+//!   mixed images (Zhang et al., "mixup", 2018)
 //! - backward: `dlogits = scale * (softmax - t)`, where the loss of a step is `scale * sum(loss)`
 
 pub mod cpu;

@@ -68,4 +68,42 @@ proptest! {
             f64::from(scale) * forward(logits).iter().sum::<f64>()
         });
     }
+
+    #[test]
+    fn soft_targets_forward_and_gradient(
+        rows in select(vec![1usize, 2, 17, 50]),
+        classes in select(vec![1usize, 2, 10, 37, 130]),
+        seed in any::<u64>(),
+    ) {
+        let shape = SoftmaxCrossEntropy { rows, classes, label_smoothing: 0.0 };
+        let random = &mut Random::new(seed);
+        let logits: Vec<f32> = random.normal(rows * classes).iter().map(|v| 4.0 * v).collect();
+        let mut targets: Vec<f32> =
+            random.normal(rows * classes).iter().map(|v| v.abs()).collect();
+        for row in targets.chunks_exact_mut(classes) {
+            let sum: f32 = row.iter().sum();
+            row.iter_mut().for_each(|t| *t /= sum);
+        }
+        let soft = wide(&targets);
+        let forward = |logits: &[f64]| -> Vec<f64> {
+            let rows = logits.chunks_exact(classes).zip(soft.chunks_exact(classes));
+            rows.map(|(x, t)| {
+                let top = x.iter().copied().fold(f64::MIN, f64::max);
+                let log_sum = x.iter().map(|x| (x - top).exp()).sum::<f64>().ln() + top;
+                x.iter().zip(t).map(|(x, t)| t * (log_sum - x)).sum()
+            })
+            .collect()
+        };
+        let mut loss = vec![f32::NAN; rows];
+        softmax_cross_entropy::cpu::forward_soft(shape, &logits, &targets, &mut loss);
+        assert_close("loss", &loss, &forward(&wide(&logits)));
+
+        let scale = 1.0 / rows as f32;
+        let dlogits = written(random, logits.len(), |dlogits, accumulate| {
+            softmax_cross_entropy::cpu::backward_soft(shape, &logits, &targets, scale, dlogits, accumulate);
+        });
+        assert_gradient("dlogits", random, &logits, &dlogits, 0.01, |logits| {
+            f64::from(scale) * forward(logits).iter().sum::<f64>()
+        });
+    }
 }

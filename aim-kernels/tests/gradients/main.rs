@@ -5,6 +5,7 @@ mod attention;
 mod check;
 mod images;
 mod losses;
+mod low_rank;
 mod norms;
 mod optimizer;
 mod pointwise;

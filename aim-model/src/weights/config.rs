@@ -112,7 +112,7 @@ pub fn read_ml_aim_config(dir: &Path) -> Result<MlAimConfig, ModelError> {
 /// Largest configuration file that is read.
 const MAX_JSON_BYTES: u64 = 1 << 20;
 
-fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, ModelError> {
+pub(crate) fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, ModelError> {
     let bad = |reason: String| ModelError::BadFile { path: path.to_owned(), reason };
     let len = std::fs::metadata(path).map_err(|e| bad(e.to_string()))?.len();
     if len > MAX_JSON_BYTES {

@@ -19,7 +19,22 @@ pub fn load(
     path: &Path,
 ) -> Result<Vec<String>, ModelError> {
     let layout = params.layout().clone();
-    for param in layout.iter() {
+    load_some(params, file, path, |_| true)?;
+    Ok(file.names().filter(|name| layout.id(name).is_none()).map(str::to_owned).collect())
+}
+
+/// As [`load`], of the parameters whose name `wanted` agrees to.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_some(
+    params: &mut Parameters,
+    file: &(impl TensorSource + ?Sized),
+    path: &Path,
+    wanted: impl Fn(&str) -> bool,
+) -> Result<(), ModelError> {
+    let layout = params.layout().clone();
+    for param in layout.iter().filter(|param| wanted(&param.spec.name)) {
         let Some(id) = layout.id(&param.spec.name) else { continue };
         let name = &param.spec.name;
         let wrong = |found: String| ModelError::BadWeight {
@@ -37,7 +52,7 @@ pub fn load(
         let destination = params.value_mut(id);
         file.copy_to_f32(name, destination).map_err(aim_tensor::TensorError::from)?;
     }
-    Ok(file.names().filter(|name| layout.id(name).is_none()).map(str::to_owned).collect())
+    Ok(())
 }
 
 /// All parameters as tensors to write, by name.

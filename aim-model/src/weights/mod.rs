@@ -23,5 +23,6 @@ pub mod transfer;
 pub mod verify;
 
 pub use checkpoint::Checkpoint;
+pub(crate) use config::read_json;
 pub use config::{MlAimConfig, read_config, read_ml_aim_config};
-pub use load::{load, load_like, refs, tensors};
+pub use load::{load, load_like, load_some, refs, tensors};

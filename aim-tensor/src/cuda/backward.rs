@@ -8,7 +8,7 @@ use half::bf16;
 use super::run::{Run, split_at};
 use crate::kernel_shape::{
     attention_shape, batch_norm_shape, cross_entropy_shape, gather_shape, layer_norm_shape,
-    linear_shape, mean_pool_shape,
+    linear_shape, low_rank_shape, mean_pool_shape,
 };
 use crate::plan::{self, GeluForm, Step};
 use crate::shape::DType;
@@ -50,6 +50,10 @@ pub(crate) fn run(run: &Run<'_>, step: &Step, scale: f32) -> Result<(), CudaErro
                 GeluForm::Tanh => return Err(super::tanh_of_shared()),
             }
         }
+        Op::Scale { x, factor } => {
+            let (dy, dx) = (run.grad(step.d_output, output), run.grad(dx_buffer, x));
+            k::elementwise::cuda::scale(gpu, dy, factor, dx, accumulate)?;
+        }
         // Only a residual: see the passes below.
         Op::Positions { .. } | Op::Add { .. } => {}
         Op::PrefixAttention { qkv, prefix, heads } => {
@@ -90,6 +94,7 @@ pub(crate) fn run(run: &Run<'_>, step: &Step, scale: f32) -> Result<(), CudaErro
             k::batch_norm::cuda::backward(gpu, kernel, x, mean, rstd, dy, dx, accumulate, scratch)?;
         }
         Op::AttentionPool { .. } => return Err(super::attention_pool_missing()),
+        Op::SoftCrossEntropy { .. } => return Err(super::soft_targets_missing()),
         Op::PatchLoss { pred, patches, targets, patch_size, normalize } => {
             let kernel = PatchLoss { rows: run.shape(pred).rows(), patch: patch_size, normalize };
             let dpred = run.grad(dx_buffer, pred);
@@ -124,7 +129,7 @@ pub(crate) fn run(run: &Run<'_>, step: &Step, scale: f32) -> Result<(), CudaErro
 fn linear(run: &Run<'_>, step: &Step, x: Var) -> Result<(), CudaError> {
     let (gpu, layout) = (run.gpu, &run.tape.layout);
     let node = &run.tape.nodes[step.node as usize];
-    let Op::Linear { weight, bias, .. } = node.op else { return Ok(()) };
+    let Op::Linear { weight, bias, residual, ref low_rank, .. } = node.op else { return Ok(()) };
     let kernel = linear_shape(run.shape(x), run.shape(node.output));
     let dy_buffer = step.d_output.map_or(plan::Operand::Absent, plan::Operand::Buffer);
     let (dy, rest) = run.matrix(node.output, dy_buffer, run.extra(step.scratch))?;
@@ -143,6 +148,18 @@ fn linear(run: &Run<'_>, step: &Step, x: Var) -> Result<(), CudaError> {
                 k::linear::cuda::backward_input(gpu, kernel, dy, w, dx, false)?;
                 k::gelu::cuda::backward_tanh(gpu, pre, dx, dx)?;
             }
+        }
+    }
+    if let Some(term) = low_rank {
+        let kernel = low_rank_shape(run.tape, term, run.shape(node.output));
+        let at = 1 + usize::from(residual.is_some());
+        if let Some(target) = step.d_inputs[at] {
+            let (b, du) = (run.params.matrix(term.weight), run.grad(Some(target.buffer), term.u));
+            k::low_rank::cuda::backward_input(gpu, kernel, dy, b, du, target.accumulate)?;
+        }
+        if let Some((db, stride)) = run.params.grad(layout, term.weight) {
+            let u = run.bf16_matrix(term.u, step.inputs[at])?;
+            k::low_rank::cuda::backward_weight(gpu, kernel, dy, u, db, stride)?;
         }
     }
     let mut rest = rest;

@@ -8,7 +8,7 @@ use aim_kernels::{patch_loss::PatchLoss, positions::Positions};
 use super::run::{Run, split_at};
 use crate::kernel_shape::{
     attention_shape, batch_norm_shape, cross_entropy_shape, gather_shape, layer_norm_shape,
-    linear_shape, mean_pool_shape, patchify_shape,
+    linear_shape, low_rank_shape, mean_pool_shape, patchify_shape,
 };
 use crate::parameters::ParamId;
 use crate::plan::{GeluForm, Step};
@@ -45,13 +45,20 @@ pub(crate) fn run(run: &Run<'_>, step: &Step) -> Result<(), CudaError> {
             }
         }
         Op::Linear { x, weight, .. } if step.pre.is_some() => linear_gelu(run, step, x, weight),
-        Op::Linear { x, weight, bias, residual } => {
+        Op::Linear { x, weight, bias, residual, ref low_rank } => {
             let kernel = linear_shape(run.shape(x), run.shape(node.output));
             let (x, _) = run.matrix(x, step.inputs[0], scratch)?;
             let residual = residual.map(|var| run.input(step.inputs[1], len(var)));
             let (w, y) = (run.params.matrix(weight), run.out(node.output, output));
             let product = Run::over_padding(kernel, &x, w.stride);
+            let at = 1 + usize::from(residual.is_some());
             k::linear::cuda::forward(gpu, product, x, w, residual, y)?;
+            if let Some(term) = low_rank {
+                let kernel = low_rank_shape(tape, term, run.shape(node.output));
+                let u = run.bf16_matrix(term.u, step.inputs[at])?;
+                let Out::Bf16(y) = y else { return Err(super::low_rank_of_f32()) };
+                k::low_rank::cuda::add(gpu, kernel, u, run.params.matrix(term.weight), y)?;
+            }
             let Some(bias) = bias.map(|bias| run.params.vector(bias)) else { return Ok(()) };
             match run.out(node.output, output) {
                 Out::Bf16(y) => {
@@ -100,6 +107,10 @@ pub(crate) fn run(run: &Run<'_>, step: &Step) -> Result<(), CudaError> {
                 run.input(output, len(node.output)),
             )
         }
+        Op::Scale { x, factor } => {
+            let (x, y) = (run.input(step.inputs[0], len(x)), run.input(output, len(x)));
+            k::elementwise::cuda::scale(gpu, x, factor, y, false)
+        }
         Op::Add { a, b } => {
             let (a, b) = (run.input(step.inputs[0], len(a)), run.input(step.inputs[1], len(b)));
             k::elementwise::cuda::add(gpu, a, b, run.input(output, len(node.output)))
@@ -135,6 +146,7 @@ pub(crate) fn run(run: &Run<'_>, step: &Step) -> Result<(), CudaError> {
             }
         }
         Op::AttentionPool { .. } => Err(super::attention_pool_missing()),
+        Op::SoftCrossEntropy { .. } => Err(super::soft_targets_missing()),
         Op::PatchLoss { pred, patches, targets, patch_size, normalize } => {
             let kernel = PatchLoss { rows: run.shape(pred).rows(), patch: patch_size, normalize };
             let pred = run.input(step.inputs[0], len(pred));

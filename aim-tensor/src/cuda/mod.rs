@@ -28,6 +28,7 @@ pub(crate) fn check(tape: &Tape, dtypes: &[DType]) -> Result<(), CudaError> {
     for node in &tape.nodes {
         let wants_bf16: &[Var] = match &node.op {
             Op::AttentionPool { .. } => return Err(attention_pool_missing()),
+            Op::SoftCrossEntropy { .. } => return Err(soft_targets_missing()),
             Op::PrefixAttention { qkv, heads, .. } => {
                 let head_dim = attention_shape(tape, *qkv, *heads).head_dim;
                 if ![64, 128].contains(&head_dim) {
@@ -45,6 +46,7 @@ pub(crate) fn check(tape: &Tape, dtypes: &[DType]) -> Result<(), CudaError> {
             Op::LayerNorm { x, .. }
             | Op::Gelu { x }
             | Op::Positions { x, .. }
+            | Op::Scale { x, .. }
             | Op::GatherRows { x, .. } => std::slice::from_ref(x),
             Op::Average { inputs } => inputs,
             _ => &[],
@@ -84,11 +86,27 @@ fn attention_pool_missing() -> CudaError {
     }
 }
 
+fn soft_targets_missing() -> CudaError {
+    CudaError::Unsupported {
+        op: "soft_cross_entropy",
+        expected: "class labels, or --device cpu",
+        found: "shares of classes on the GPU".into(),
+    }
+}
+
 fn no_image_gradient() -> CudaError {
     CudaError::Unsupported {
         op: "patchify",
         expected: "images without a gradient",
         found: "an input with a gradient; use the CPU".into(),
+    }
+}
+
+fn low_rank_of_f32() -> CudaError {
+    CudaError::Unsupported {
+        op: "linear",
+        expected: "bf16 values with a low-rank addend",
+        found: "f32".into(),
     }
 }
 

@@ -169,6 +169,19 @@ impl<'a> Run<'a> {
         Ok((Operand { data: copy, stride }, scratch.range(words..scratch.len())))
     }
 
+    /// A bf16 matrix as an operand of a product.
+    pub(crate) fn bf16_matrix(
+        &self,
+        var: Var,
+        buffer: plan::Operand,
+    ) -> Result<Operand<'a>, CudaError> {
+        if self.dtype(var) != DType::Bf16 {
+            return Err(super::low_rank_of_f32());
+        }
+        let shape = self.shape(var);
+        Ok(Operand { data: self.input::<bf16>(buffer, shape.len()), stride: shape.last() })
+    }
+
     /// The shape of a product whose operands x and weight are both padded with zeros alike: over the padding the product
     /// is the same, and every row a whole number of 16-byte loads.
     pub(crate) fn over_padding(kernel: Linear, x: &Operand<'_>, weight_stride: usize) -> Linear {

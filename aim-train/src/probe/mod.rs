@@ -12,4 +12,5 @@ pub mod training;
 
 pub use features::{FeatureSet, extract, pixels};
 pub use neighbours::{Neighbours, nearest};
+pub(crate) use training::rank;
 pub use training::{Accuracy, ProbeTraining, evaluate, train};

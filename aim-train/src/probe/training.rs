@@ -122,7 +122,7 @@ pub struct Accuracy {
 
 impl Accuracy {
     /// Counts the ranks of the labels' scores.
-    pub(super) fn of_ranks(ranks: &[usize]) -> Self {
+    pub(crate) fn of_ranks(ranks: &[usize]) -> Self {
         let within =
             |n| ranks.iter().filter(|&&rank| rank < n).count() as f64 / ranks.len().max(1) as f64;
         Self { images: ranks.len(), top1: within(1), top5: within(5) }
@@ -130,7 +130,7 @@ impl Accuracy {
 }
 
 /// Number of scores above that of `label`; ties count against it.
-pub(super) fn rank(scores: &[f32], label: usize) -> usize {
+pub(crate) fn rank(scores: &[f32], label: usize) -> usize {
     let own = scores.get(label).copied().unwrap_or(f32::NEG_INFINITY);
     // Not `s >= own`: a score that is NaN must not make its row look right.
     scores

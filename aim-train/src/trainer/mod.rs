@@ -12,7 +12,7 @@
 mod device;
 mod events;
 mod setup;
-mod skipped;
+pub(crate) mod skipped;
 mod state;
 mod validation;
 

@@ -20,7 +20,7 @@ const MAX_CHARS: usize = 2000;
 
 /// Which images a sample belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Set {
+pub(crate) enum Set {
     /// Those trained on.
     Train,
     /// Those held out.
@@ -29,7 +29,7 @@ pub(super) enum Set {
 
 /// The file.
 #[derive(Debug)]
-pub(super) struct SkippedLog {
+pub(crate) struct SkippedLog {
     path: PathBuf,
     writer: Option<JsonlWriter>,
 }
@@ -37,7 +37,7 @@ pub(super) struct SkippedLog {
 impl SkippedLog {
     /// Cuts the file back to what a run has done, to nothing for a run from the beginning
     /// (`None`). Returns the training samples (source, index) that it still names as well.
-    pub(super) fn open(
+    pub(crate) fn open(
         path: PathBuf,
         done: Option<u64>,
     ) -> Result<(Self, Vec<(u16, u64)>), TrainError> {
@@ -63,7 +63,7 @@ impl SkippedLog {
     }
 
     /// Appends what was skipped in a step.
-    pub(super) fn write(
+    pub(crate) fn write(
         &mut self,
         step: u64,
         set: Set,
@@ -80,7 +80,7 @@ impl SkippedLog {
     }
 
     /// Makes what was written survive the end of the machine.
-    pub(super) fn sync(&self) -> Result<(), TrainError> {
+    pub(crate) fn sync(&self) -> Result<(), TrainError> {
         self.writer.as_ref().map_or(Ok(()), JsonlWriter::sync)
     }
 }
