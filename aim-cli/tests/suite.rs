@@ -58,7 +58,8 @@ fn a_suite_goes_on_where_it_stopped_and_past_what_fails() {
     let suite = |more: &[&str]| {
         let mut command = aim();
         command.args(["probe", "--checkpoint", text(&run_dir), "--suite", text(&file)]);
-        command.args(["--out", text(&out), "--kind", "linear,knn", "--epochs", "2"]).args(more);
+        command.args(["--out", text(&out), "--kind", "linear,knn", "--k", "20", "--epochs", "2"]);
+        command.args(more);
         command
     };
     let first = suite(&[]).output().unwrap();

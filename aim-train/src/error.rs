@@ -183,6 +183,29 @@ pub enum TrainError {
         /// What to do instead.
         instead: &'static str,
     },
+    /// A signal asked to stop, and the work was left.
+    #[error("stopped by {signal}: run the same command again")]
+    Stopped {
+        /// Its name.
+        signal: &'static str,
+    },
+    /// Something that is kept for later does not fit where it should go.
+    #[error(
+        "{what}: {needed_bytes} bytes are needed in {}, {available_bytes} may be used: {instead}",
+        path.display()
+    )]
+    NoRoom {
+        /// What is kept.
+        what: &'static str,
+        /// The directory.
+        path: PathBuf,
+        /// Its size.
+        needed_bytes: u64,
+        /// What the disk or the limit leaves.
+        available_bytes: u64,
+        /// What to do.
+        instead: &'static str,
+    },
     /// Something in the program contradicts itself.
     #[error("internal error: {0}; please report it")]
     Internal(&'static str),
@@ -235,7 +258,7 @@ impl TrainError {
 }
 
 /// Free bytes for this user on the file system of `path`, or of its parent if it does not exist.
-fn free_bytes(path: &Path) -> Option<u64> {
+pub(crate) fn free_bytes(path: &Path) -> Option<u64> {
     let stat = rustix::fs::statvfs(path).or_else(|error| match path.parent() {
         Some(parent) => rustix::fs::statvfs(parent),
         None => Err(error),

@@ -104,6 +104,17 @@ impl Stop {
         Signal::ALL.into_iter().find(|signal| signal.code() == code)
     }
 
+    /// An error as soon as there was a request, for work that has nothing to save.
+    ///
+    /// # Errors
+    /// [`TrainError::Stopped`].
+    pub fn check(&self) -> Result<(), TrainError> {
+        match self.requested() {
+            Some(signal) => Err(TrainError::Stopped { signal: signal.name() }),
+            None => Ok(()),
+        }
+    }
+
     /// Asks to stop, as the signal would.
     pub fn request(&self, signal: Signal) {
         self.requested.store(signal.code(), Ordering::SeqCst);

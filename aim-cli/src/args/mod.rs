@@ -2,6 +2,7 @@
 
 pub(crate) mod finetune;
 mod inference;
+mod probe;
 mod shared;
 mod suite;
 mod weights;
@@ -11,6 +12,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub(crate) use inference::{Classify, Dtype, Features, Pool, Reconstruct, Statistics};
+pub(crate) use probe::{Learning, LearningRecipe, Probe, ProbeKind, ProbeOptions, Select};
 pub(crate) use shared::{ConfigArgs, DeviceArgs};
 pub(crate) use suite::SuiteArgs;
 pub(crate) use weights::{Weights, WeightsDtype, WeightsExport, WeightsImport, WeightsVerify};
@@ -115,65 +117,6 @@ pub(crate) struct Pretrain {
     #[command(flatten)]
     pub(crate) device: DeviceArgs,
     /// Print a summary as JSON on standard output when done
-    #[arg(long)]
-    pub(crate) json: bool,
-}
-
-/// Classifiers on frozen features.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
-pub(crate) enum ProbeKind {
-    /// Attention pooling with a learned query, then a linear layer (the paper's)
-    Attentive,
-    /// A linear layer on mean-pooled features
-    Linear,
-    /// k nearest neighbours by cosine similarity of mean-pooled features
-    Knn,
-}
-
-#[derive(Args, Clone, Debug)]
-#[command(after_help = spec_help())]
-pub(crate) struct Probe {
-    /// Run, checkpoint directory, weights (.safetensors, .pth, .bin) or BACKBONE,HEAD
-    #[arg(long, value_name = "PATH")]
-    pub(crate) checkpoint: PathBuf,
-    /// Labelled images to train the classifier on
-    #[arg(long, value_name = "SPEC", required_unless_present = "suite")]
-    pub(crate) train: Option<String>,
-    /// Labelled images to measure on
-    #[arg(long, value_name = "SPEC", required_unless_present = "suite")]
-    pub(crate) val: Option<String>,
-    #[command(flatten)]
-    pub(crate) suite: SuiteArgs,
-    /// Which classifier; may be repeated
-    #[arg(long, value_enum, value_delimiter = ',', default_value = "attentive")]
-    pub(crate) kind: Vec<ProbeKind>,
-    /// Blocks whose outputs are averaged: last:N or a list such as 3,4,5
-    #[arg(long, value_name = "LAYERS", default_value = "last:6")]
-    pub(crate) layers: String,
-    /// Passes over the training images
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
-    pub(crate) epochs: Option<u32>,
-    /// Images in a batch of the classifier's training
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..=65536))]
-    pub(crate) batch_size: Option<u32>,
-    /// Peak learning rate of the classifier
-    #[arg(long, value_name = "RATE", value_parser = positive)]
-    pub(crate) lr: Option<f64>,
-    /// Decoupled weight decay of the classifier's matrices
-    #[arg(long, value_name = "DECAY", value_parser = not_negative)]
-    pub(crate) weight_decay: Option<f64>,
-    /// Repeat the classifier's training with this many seeds
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100))]
-    pub(crate) seeds: u32,
-    /// Also probe the same model with random weights
-    #[arg(long)]
-    pub(crate) untrained: bool,
-    /// Directory for results.json and the trained head
-    #[arg(long, value_name = "DIR")]
-    pub(crate) out: PathBuf,
-    #[command(flatten)]
-    pub(crate) device: DeviceArgs,
-    /// Print the results as JSON instead of a table
     #[arg(long)]
     pub(crate) json: bool,
 }

@@ -45,8 +45,24 @@ impl std::fmt::Display for Usage {
 
 impl std::error::Error for Usage {}
 
+/// Whether a signal asked for the end.
+pub(crate) fn is_stopped(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(aim_train::TrainError::Stopped { .. }))
+}
+
 /// Runs the command that was asked for.
 pub(crate) fn run(cli: Cli) -> Result<Outcome> {
+    let quiet = cli.quiet;
+    match dispatch(cli) {
+        Err(error) if is_stopped(&error) => {
+            crate::progress::note(quiet, &format!("{error:#}"));
+            Ok(Outcome::Stopped)
+        }
+        outcome => outcome,
+    }
+}
+
+fn dispatch(cli: Cli) -> Result<Outcome> {
     let done = |()| Outcome::Done;
     match cli.command {
         Command::Report(args) => report::run(&args, cli.quiet).map(done),

@@ -8,13 +8,14 @@ use aim_data::loader::{EvalLoader, LoaderOptions, Pass};
 use aim_data::pack::{PackOptions, pack};
 use aim_tensor::Device;
 use aim_train::config::{ConfigBuilder, Resolved};
-use aim_train::probe::ProbeTraining;
+use aim_train::probe::{FeatureDtype, ProbeTraining};
+use aim_train::signals::Stop;
 use aim_train::trainer::{DeviceChoice, Resume};
 use anyhow::{Context as _, Result, bail};
 
 use super::Outcome;
 use super::pretrain::pretrain;
-use super::probe::Bench;
+use super::probe::{Bench, Measure};
 use super::reconstruct::{How, reconstruct};
 use crate::args::{ProbeKind, Quickstart};
 use crate::progress::note;
@@ -182,37 +183,46 @@ fn measure(
     run_dir: &Path,
     quiet: bool,
 ) -> Result<()> {
-    let bench = Bench::open(train, val, weights, Device::Cpu, quiet)?;
+    let stop = Stop::install()?;
+    let bench = Bench::open(train, val, weights, Device::Cpu, stop, quiet)?;
     let layers: Vec<usize> = (0..weights.config.num_blocks).collect();
     let layers = &layers[layers.len().saturating_sub(recipe.layers)..];
     let settings = ProbeTraining {
         epochs: recipe.epochs,
-        lr: 1e-2,
-        weight_decay: 0.05,
+        lrs: vec![1e-2],
+        weight_decays: vec![0.05],
         ..ProbeTraining::default()
+    };
+    let of = |kind, features, layers, seeds| Measure {
+        kind,
+        features,
+        layers,
+        seeds,
+        settings: &settings,
+        holdout: None,
+        dtype: FeatureDtype::Fp32,
+        augment: false,
+        k: vec![20],
+        temperature: 0.07,
     };
     let out = run_dir.join("probe");
     let mut rows = Vec::new();
     for (name, untrained) in [("pre-trained", None), ("untrained", Some(0))] {
         let sets = bench.features(weights, layers, untrained, name)?;
         let save = untrained.is_none().then_some(out.as_path());
-        rows.push(bench.measure(
-            ProbeKind::Attentive,
-            &sets,
-            layers,
-            name,
-            recipe.seeds,
-            settings,
-            save,
-        )?);
+        let attentive = of(ProbeKind::Attentive, name, layers, recipe.seeds);
+        rows.push(bench.measure_sets(&attentive, &sets, save)?);
         if untrained.is_none() {
-            rows.push(bench.measure(ProbeKind::Linear, &sets, layers, name, 1, settings, save)?);
-            rows.push(bench.measure(ProbeKind::Knn, &sets, layers, name, 1, settings, None)?);
+            let linear = of(ProbeKind::Linear, name, layers, 1);
+            rows.push(bench.measure_sets(&linear, &sets, save)?);
+            let neighbours = of(ProbeKind::Knn, name, layers, 1);
+            rows.push(bench.measure_sets(&neighbours, &sets, None)?);
         }
     }
     let pixels = bench.pixels()?;
-    rows.push(bench.measure(ProbeKind::Linear, &pixels, &[], "pixels", 1, settings, None)?);
-    rows.push(bench.nearest_pixels(&pixels)?);
+    let on_pixels = of(ProbeKind::Linear, "pixels", &[], 1);
+    rows.push(bench.measure_sets(&on_pixels, &pixels, None)?);
+    rows.push(bench.nearest_pixels(&pixels, &on_pixels)?);
     let results = bench.results(weights, rows);
     results.write(&out)?;
     results.print(false)

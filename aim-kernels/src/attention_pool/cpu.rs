@@ -73,18 +73,13 @@ pub fn forward(
     scratch: &mut [f32],
 ) {
     check(shape, x, weights, kept.len(), out.len());
-    let AttentionPool { tokens, queries, heads, head_dim, .. } = shape;
+    let AttentionPool { tokens, queries, heads, .. } = shape;
     let dim = shape.dim();
     let (p_len, pooled_len) = parts(shape);
     let (p, rest) = kept.split_at_mut(p_len);
     let (pooled, folded) = rest.split_at_mut(pooled_len);
 
-    pool::for_each_chunk(folded, queries * dim, |head, folded| {
-        let query = Mat::new(&weights.query[head * head_dim..], queries, head_dim, dim);
-        let key = Mat::dense(&weights.key[head * head_dim * dim..], head_dim, dim);
-        gemm(MatMut::dense(folded, queries, dim), false, query, key, scale(shape));
-    });
-
+    fold(shape, weights, folded);
     let folded = Mat::dense(folded, heads * queries, dim);
     let means = Disjoint::new(scratch);
     pool::for_each_chunk2(p, shape.scores(), pooled, heads * dim, |image, p, pooled| {
@@ -97,10 +92,28 @@ pub fn forward(
         gemm(MatMut::dense(pooled, heads, dim), false, Mat::dense(mean, heads, tokens), x, 1.0);
     });
 
+    project_values(shape, pooled, weights.value, out);
+}
+
+/// Writes U `[heads, queries, dim]`.
+pub(super) fn fold(shape: AttentionPool, weights: Weights<'_>, folded: &mut [f32]) {
+    let AttentionPool { queries, head_dim, .. } = shape;
+    let dim = shape.dim();
+    pool::for_each_chunk(folded, queries * dim, |head, folded| {
+        let query = Mat::new(&weights.query[head * head_dim..], queries, head_dim, dim);
+        let key = Mat::dense(&weights.key[head * head_dim * dim..], head_dim, dim);
+        gemm(MatMut::dense(folded, queries, dim), false, query, key, scale(shape));
+    });
+}
+
+/// `out = pooled Wv^T`, head by head.
+pub(super) fn project_values(shape: AttentionPool, pooled: &[f32], value: &[f32], out: &mut [f32]) {
+    let AttentionPool { heads, head_dim, .. } = shape;
+    let dim = shape.dim();
     let out = Disjoint::new(out);
     for_heads_and_images(shape, |head, first, images| {
         let pooled = Mat::new(&pooled[(first * heads + head) * dim..], images, dim, heads * dim);
-        let value = Mat::dense(&weights.value[head * head_dim * dim..], head_dim, dim);
+        let value = Mat::dense(&value[head * head_dim * dim..], head_dim, dim);
         // SAFETY: the columns of this head in these images' rows belong to this piece.
         let out = unsafe {
             let start = out.as_mut_ptr().add(first * dim + head * head_dim);
@@ -147,24 +160,14 @@ pub fn backward(
     scratch: &mut [f32],
 ) {
     check(shape, x, weights, kept.len(), dout.len());
-    let AttentionPool { batch, tokens, queries, heads, head_dim } = shape;
+    let AttentionPool { batch, tokens, queries, heads, .. } = shape;
     let (dim, image_len) = (shape.dim(), tokens * shape.dim());
     let (p_len, pooled_len) = parts(shape);
     let (p, rest) = kept.split_at(p_len);
     let (pooled, folded) = rest.split_at(pooled_len);
     let (dpooled, scratch) = scratch.split_at_mut(shape.pooled());
 
-    let out = Disjoint::new(dpooled);
-    for_heads_and_images(shape, |head, first, images| {
-        let dout = Mat::new(&dout[first * dim + head * head_dim..], images, head_dim, dim);
-        let value = Mat::dense(&weights.value[head * head_dim * dim..], head_dim, dim);
-        // SAFETY: the rows of this head in these images belong to this piece.
-        let dpooled = unsafe {
-            let start = out.as_mut_ptr().add((first * heads + head) * dim);
-            MatMut::from_raw(start, images, dim, heads * dim)
-        };
-        gemm(dpooled, false, dout, value, 1.0);
-    });
+    backward_values(shape, dout, weights.value, dpooled);
 
     let (accumulate, dx) = match dx {
         Some((dx, accumulate)) => {
@@ -209,7 +212,30 @@ pub fn backward(
     }
 }
 
-fn weight_gradients(
+/// `dpooled = dout Wv`, head by head.
+pub(super) fn backward_values(
+    shape: AttentionPool,
+    dout: &[f32],
+    value: &[f32],
+    dpooled: &mut [f32],
+) {
+    let AttentionPool { heads, head_dim, .. } = shape;
+    let dim = shape.dim();
+    let out = Disjoint::new(dpooled);
+    for_heads_and_images(shape, |head, first, images| {
+        let dout = Mat::new(&dout[first * dim + head * head_dim..], images, head_dim, dim);
+        let value = Mat::dense(&value[head * head_dim * dim..], head_dim, dim);
+        // SAFETY: the rows of this head in these images belong to this piece.
+        let dpooled = unsafe {
+            let start = out.as_mut_ptr().add((first * heads + head) * dim);
+            MatMut::from_raw(start, images, dim, heads * dim)
+        };
+        gemm(dpooled, false, dout, value, 1.0);
+    });
+}
+
+/// Gradients of the three matrices from dU, accumulated.
+pub(super) fn weight_gradients(
     shape: AttentionPool,
     weights: Weights<'_>,
     pooled: &[f32],
@@ -263,7 +289,7 @@ fn softmax_body<const FMA: bool>(p: &mut [f32], tokens: usize) {
         p.iter_mut().for_each(|v| *v *= inverse);
     }
 }
-simd_dispatch! { fn softmax(p: &mut [f32], tokens: usize) = softmax_body; }
+simd_dispatch! { pub(super) fn softmax(p: &mut [f32], tokens: usize) = softmax_body; }
 
 /// `dS = P (g - sum(P g))`, where the queries of a head share g.
 #[inline(always)]
@@ -284,6 +310,6 @@ fn softmax_backward_body<const FMA: bool>(
     }
 }
 simd_dispatch! {
-    fn softmax_backward(p: &[f32], g: &[f32], tokens: usize, queries: usize, ds: &mut [f32])
+    pub(super) fn softmax_backward(p: &[f32], g: &[f32], tokens: usize, queries: usize, ds: &mut [f32])
         = softmax_backward_body;
 }

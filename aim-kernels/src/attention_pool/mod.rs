@@ -22,8 +22,16 @@
 //! Backward, with `G = dout Wv` and `g = G x^T / queries`: `dWv += dout^T pooled`, `dS = P (g - sum(P g))`,
 //! `dU = dS x`, `dQ += dU Wk^T / sqrt(head_dim)`, `dWk += Q^T dU / sqrt(head_dim)`,
 //! `dx = dS^T U + mean over queries of P^T G`.
+//!
+//! [`grid`] pools the same normalised features for several independent sets of weights in one pass: a grid of probes.
 
 pub mod cpu;
+pub mod grid;
+mod products;
+mod tokens;
+mod vector;
+
+pub use tokens::Tokens;
 
 /// Shape of an attention pooling's work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -249,6 +249,11 @@ impl<'a, T> Disjoint<'a, T> {
         unsafe { std::slice::from_raw_parts_mut(self.data.add(start), len) }
     }
 
+    /// Number of elements.
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
     /// First element, for kernels that address rows by stride.
     pub fn as_mut_ptr(&self) -> *mut T {
         self.data

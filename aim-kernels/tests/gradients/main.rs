@@ -3,6 +3,7 @@
 
 mod attention;
 mod check;
+mod grid;
 mod images;
 mod losses;
 mod low_rank;

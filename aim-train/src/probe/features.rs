@@ -1,17 +1,49 @@
-//! Features of every image of a source.
+//! Features of images, and going over the images of a source.
 
 use std::sync::Arc;
 
 use aim_data::augment::Transform;
 use aim_data::loader::{Batch, EvalLoader, Images, LoaderOptions, Pass, Skipped};
 use aim_data::source::Source;
-use aim_model::features::FeatureExtractor;
+use aim_kernels::attention_pool::Tokens;
 use aim_model::pretrain::Pixels;
 use aim_model::trunk::{ImageBatch, PixelFormat};
 
 use crate::error::TrainError;
 
-/// Features `[images, tokens, dim]` with their labels, in the order of the source.
+/// Features of labelled images, in the order of their source, wherever they are kept.
+pub trait Features {
+    /// Label of each image.
+    fn labels(&self) -> &[i32];
+
+    /// Tokens of an image.
+    fn tokens(&self) -> usize;
+
+    /// Width of a token.
+    fn dim(&self) -> usize;
+
+    /// Calls `f` with the features `[tokens, dim]` of some images.
+    ///
+    /// # Errors
+    /// When they cannot be read, or what `f` returns.
+    fn batch(
+        &mut self,
+        images: &[u32],
+        f: &mut dyn FnMut(Tokens<'_>) -> Result<(), TrainError>,
+    ) -> Result<(), TrainError>;
+
+    /// Number of images.
+    fn len(&self) -> usize {
+        self.labels().len()
+    }
+
+    /// Whether there are none.
+    fn is_empty(&self) -> bool {
+        self.labels().is_empty()
+    }
+}
+
+/// Features `[images, tokens, dim]` with their labels, in memory.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct FeatureSet {
     /// The features.
@@ -22,6 +54,29 @@ pub struct FeatureSet {
     pub tokens: usize,
     /// Width of a token.
     pub dim: usize,
+}
+
+impl Features for FeatureSet {
+    fn labels(&self) -> &[i32] {
+        &self.labels
+    }
+
+    fn tokens(&self) -> usize {
+        self.tokens
+    }
+
+    fn dim(&self) -> usize {
+        self.dim
+    }
+
+    fn batch(
+        &mut self,
+        images: &[u32],
+        f: &mut dyn FnMut(Tokens<'_>) -> Result<(), TrainError>,
+    ) -> Result<(), TrainError> {
+        let slices: Vec<&[f32]> = images.iter().map(|&i| self.image(i as usize)).collect();
+        f(Tokens::F32(&slices))
+    }
 }
 
 impl FeatureSet {
@@ -45,15 +100,41 @@ impl FeatureSet {
         &self.values[i * self.stride()..][..self.stride()]
     }
 
-    /// Mean over tokens: `[images, 1, dim]`.
-    pub fn mean_pooled(&self) -> Self {
-        let mut values = vec![0.0; self.len() * self.dim];
-        for (i, pooled) in values.chunks_exact_mut(self.dim.max(1)).enumerate() {
-            for token in self.image(i).chunks_exact(self.dim) {
-                pooled.iter_mut().zip(token).for_each(|(sum, v)| *sum += v / self.tokens as f32);
-            }
+    /// Some of the images, in that order.
+    pub fn select(&self, images: &[u32]) -> Self {
+        Self {
+            values: images.iter().flat_map(|&i| self.image(i as usize)).copied().collect(),
+            labels: images.iter().map(|&i| self.labels[i as usize]).collect(),
+            ..*self
         }
-        Self { values, labels: self.labels.clone(), tokens: 1, dim: self.dim }
+    }
+
+    /// Means over the tokens of all images of `features`: `[images, 1, dim]`.
+    ///
+    /// # Errors
+    /// When memory is short or the features cannot be read.
+    pub fn mean_pooled(features: &mut dyn Features) -> Result<Self, TrainError> {
+        const IMAGES: usize = 64;
+        let (tokens, dim) = (features.tokens() as f32, features.dim());
+        let mut set = Self::with_room(features.len() as u64, 1, dim)?;
+        let all: Vec<u32> = (0..features.len() as u32).collect();
+        for images in all.chunks(IMAGES) {
+            features.batch(images, &mut |x| {
+                let start = set.values.len();
+                set.values.resize(start + x.len() * dim, 0.0);
+                let pooled = &mut set.values[start..];
+                aim_kernels::cpu::pool::for_each_chunk(pooled, dim, |image, pooled| {
+                    x.with_image(image, |x| {
+                        for token in x.chunks_exact(dim) {
+                            pooled.iter_mut().zip(token).for_each(|(sum, v)| *sum += v / tokens);
+                        }
+                    });
+                });
+                Ok(())
+            })?;
+        }
+        set.labels = features.labels().to_vec();
+        Ok(set)
     }
 
     /// An empty set with room for `images` images.
@@ -69,16 +150,21 @@ impl FeatureSet {
         }
         Ok(Self { values, labels: Vec::new(), tokens, dim })
     }
+}
 
-    fn push_labels(&mut self, batch: &Batch, source: &dyn Source) -> Result<(), TrainError> {
-        for (&label, &index) in batch.labels.iter().zip(&batch.indices) {
-            let Some(label) = label else {
-                return Err(TrainError::NoLabel { location: source.location(index) });
-            };
-            self.labels.push(label as i32);
-        }
-        Ok(())
+/// Adds the labels of a batch.
+pub(super) fn push_labels(
+    labels: &mut Vec<i32>,
+    batch: &Batch,
+    source: &dyn Source,
+) -> Result<(), TrainError> {
+    for (&label, &index) in batch.labels.iter().zip(&batch.indices) {
+        let Some(label) = label else {
+            return Err(TrainError::NoLabel { location: source.location(index) });
+        };
+        labels.push(label as i32);
     }
+    Ok(())
 }
 
 /// How images are brought to the model.
@@ -109,17 +195,30 @@ pub fn for_each_batch(
     options: &ImageOptions,
     progress: &mut dyn FnMut(u64, u64),
     skipped: &mut dyn FnMut(&Skipped),
+    each: impl FnMut(&Batch, ImageBatch, Pixels<'_>) -> Result<(), TrainError>,
+) -> Result<(), TrainError> {
+    // A limit takes images from all over the source, which may be sorted by class.
+    let shuffle_seed = options.limit.map(|_| 0);
+    let pass = Pass { limit: options.limit, shuffle_seed, augment_seed: 0 };
+    for_each_batch_of(source, options, Transform::eval(), pass, progress, skipped, each)
+}
+
+/// [`for_each_batch`] with another transform, in another order.
+pub(super) fn for_each_batch_of(
+    source: &Arc<dyn Source>,
+    options: &ImageOptions,
+    transform: Transform,
+    pass: Pass,
+    progress: &mut dyn FnMut(u64, u64),
+    skipped: &mut dyn FnMut(&Skipped),
     mut each: impl FnMut(&Batch, ImageBatch, Pixels<'_>) -> Result<(), TrainError>,
 ) -> Result<(), TrainError> {
     let loading = LoaderOptions {
         height: options.height as u32,
         width: options.width as u32,
         workers: options.workers,
-        ..LoaderOptions::new(options.batch_size, options.height as u32, Transform::eval())
+        ..LoaderOptions::new(options.batch_size, options.height as u32, transform)
     };
-    // A limit takes images from all over the source, which may be sorted by class.
-    let pass =
-        Pass { limit: options.limit, shuffle_seed: options.limit.map(|_| 0), augment_seed: 0 };
     let mut loader = EvalLoader::new(source.clone(), loading, pass)?;
     let total = loader.num_samples();
     let mut batch = Batch::default();
@@ -150,37 +249,10 @@ pub(crate) fn pixels_of<'a>(
     Ok((ImageBatch { batch: batch.len(), height, width, format }, pixels))
 }
 
-/// Features of every labelled image: the mean of the extractor's layers.
-///
-/// # Errors
-/// When an image has no label, memory is short, or the data are too bad.
-pub fn extract(
-    extractor: &mut FeatureExtractor,
-    source: &Arc<dyn Source>,
-    options: &ImageOptions,
-    progress: &mut dyn FnMut(u64, u64),
-    skipped: &mut dyn FnMut(&Skipped),
-) -> Result<FeatureSet, TrainError> {
-    let patch = extractor.config().patch_size;
-    let (tokens, dim) =
-        (options.height / patch * (options.width / patch), extractor.config().embed_dim);
-    let images = options.limit.unwrap_or(u64::MAX).min(source.len());
-    let mut set = FeatureSet::with_room(images, tokens, dim)?;
-    let mut average = Vec::new();
-    for_each_batch(source, options, progress, skipped, |batch, images, pixels| {
-        extractor.run(images, pixels)?;
-        extractor.average(&mut average)?;
-        set.tokens = extractor.tokens();
-        set.values.extend_from_slice(&average);
-        set.push_labels(batch, source.as_ref())
-    })?;
-    Ok(set)
-}
-
 /// The pixels themselves as features, `[images, 1, 3 * height * width]` in 0..1: the baseline of no model at all.
 ///
 /// # Errors
-/// As [`extract`].
+/// When an image has no label, memory is short, or the data are too bad.
 pub fn pixels(
     source: &Arc<dyn Source>,
     options: &ImageOptions,
@@ -195,7 +267,7 @@ pub fn pixels(
             }
             Pixels::F32(values) => set.values.extend_from_slice(values),
         }
-        set.push_labels(batch, source.as_ref())
+        push_labels(&mut set.labels, batch, source.as_ref())
     })?;
     Ok(set)
 }

@@ -2,15 +2,22 @@
 //!
 //! | module | what |
 //! |---|---|
-//! | [`features`] | features of a whole source, computed once |
-//! | [`training`] | training and evaluating a classifier on them |
+//! | [`features`] | going over a source's images; features in memory |
+//! | [`store`] | features of every image, computed once, in memory or on disk |
+//! | [`training`] | training and evaluating a grid of classifiers on them |
+//! | [`augmented`] | training where the trunk runs on fresh crops in each epoch |
 //! | [`neighbours`] | k nearest neighbours |
+//! | [`accuracy`] | what was right, and what was taken for what |
 
+pub mod accuracy;
+pub mod augmented;
 pub mod features;
 pub mod neighbours;
+pub mod store;
 pub mod training;
 
-pub use features::{FeatureSet, extract, pixels};
+pub use accuracy::{Accuracy, Answers, rank};
+pub use features::{FeatureSet, Features, pixels};
 pub use neighbours::{Neighbours, nearest};
-pub(crate) use training::rank;
-pub use training::{Accuracy, ProbeTraining, evaluate, train};
+pub use store::{FeatureDtype, FeatureStore, View};
+pub use training::{GridTrainer, Point, ProbeTraining, Trained, best, evaluate, train};

@@ -68,6 +68,10 @@ pub(super) fn run(args: &Probe, path: &Path, quiet: bool) -> Result<()> {
         note(quiet, &format!("{label}: {} on {}", set.train, set.val));
         let done = one::probe(args, set, &out, configuration, quiet);
         if let Err(error) = &done {
+            // Asked to stop, not failed: the same command goes on with this set.
+            if crate::cmd::is_stopped(error) {
+                return done.map(drop);
+            }
             warn(&format!("{label} failed, going on with the next: {error:#}"));
         }
         outcomes.push((if done.is_ok() { "done" } else { "failed" }, done));

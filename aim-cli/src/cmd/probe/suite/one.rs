@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::file::{Rates, Set};
+use super::file::Set;
 use crate::args::Probe;
 use crate::cmd::probe::probe_pair;
 use crate::weights::Weights;
@@ -72,9 +72,15 @@ pub(super) fn identity(weights: &Weights) -> Result<Identity> {
 /// The arguments with a set's own values in place.
 fn merged(args: &Probe, set: &Set) -> Probe {
     let mut args = args.clone();
-    args.epochs = set.epochs.or(args.epochs);
-    args.batch_size = set.batch_size.or(args.batch_size);
-    args.weight_decay = set.weight_decay.or(args.weight_decay);
+    let learning = &mut args.options.learning;
+    learning.epochs = set.epochs.or(learning.epochs);
+    learning.batch_size = set.batch_size.or(learning.batch_size);
+    if let Some(decay) = set.weight_decay {
+        learning.weight_decay = vec![decay];
+    }
+    if let Some(rates) = &set.lr {
+        learning.lr = rates.all().to_vec();
+    }
     args.out = args.out.join(&set.name);
     args
 }
@@ -87,21 +93,8 @@ pub(super) fn configuration(args: &Probe, set: &Set, identity: &Identity) -> Val
         "files": identity.files,
         "train": set.train,
         "val": set.val,
-        "kind": merged.kind.iter().map(|kind| format!("{kind:?}")).collect::<Vec<_>>(),
-        "layers": merged.layers,
-        "epochs": merged.epochs,
-        "batch_size": merged.batch_size,
-        "lr": rates(args, set),
-        "weight_decay": merged.weight_decay,
-        "seeds": merged.seeds,
-        "untrained": merged.untrained,
+        "options": format!("{:?}", merged.options),
     })
-}
-
-/// The learning rates to try; none leaves the default.
-fn rates(args: &Probe, set: &Set) -> Vec<f64> {
-    let given = set.lr.as_ref().map(Rates::all);
-    given.map_or_else(|| args.lr.into_iter().collect(), <[f64]>::to_vec)
 }
 
 /// Probes a set into its folder.
@@ -112,7 +105,7 @@ pub(super) fn probe(
     configuration: Value,
     quiet: bool,
 ) -> Result<Done> {
-    let results = probe_pair(&merged(args, set), &set.train, &set.val, &rates(args, set), quiet)?;
+    let results = probe_pair(&merged(args, set), &set.train, &set.val, quiet)?;
     let scores = results.results.iter().map(|row| {
         let (top1, top1_std) = row.mean_std();
         Score { probe: row.probe.clone(), features: row.features.clone(), top1, top1_std }

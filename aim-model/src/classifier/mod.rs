@@ -9,16 +9,27 @@
 //! ```
 //!
 //! Names of the attentive probe are ml-aim's `head.*`, so that it loads there.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`grid`] | many probes trained and run at once on frozen features |
+//! | [`layers`] | the blocks whose outputs a probe sees |
+//! | [`step`] | one probe on a tape, for what trains below it too |
 
-use std::borrow::Cow;
+pub mod grid;
+pub mod layers;
+pub mod step;
+
 use std::sync::Arc;
 
-use aim_tensor::{
-    DType, ParamId, ParamLayout, ParamSpec, Parameters, Philox, PlanOptions, Session, Tape, Var,
-};
+use aim_tensor::{ParamId, ParamLayout, ParamSpec, Parameters, Philox, Session, Tape, Var};
 
 use crate::error::ModelError;
 use crate::trunk::{bind, spec};
+
+pub use grid::GridStep;
+pub use layers::best_layers;
+pub use step::ProbeStep;
 
 /// Added to the variance in the probes' batch norm (ml-aim).
 const BATCH_NORM_EPS: f32 = 1e-6;
@@ -166,8 +177,12 @@ impl Probe {
     }
 
     /// Records the classifier on features `[batch, tokens, dim]`; returns the batch norm's output and the logits
-    /// `[batch, classes]`. In training the batch norm uses the batch's own statistics.
-    pub(crate) fn record(
+    /// `[batch, classes]`. In training the batch norm uses the batch's own statistics, and gradients reach the
+    /// features where those need them; [`Probe::track`] is then due after each backward pass.
+    ///
+    /// # Errors
+    /// When the features have another width.
+    pub fn record(
         &self,
         tape: &mut Tape,
         features: Var,
@@ -190,7 +205,10 @@ impl Probe {
     }
 
     /// Moves the running statistics towards those of the batch whose norm `normed` a session computed.
-    pub(crate) fn track(
+    ///
+    /// # Errors
+    /// When the session did not run, or normalised by the running statistics.
+    pub fn track(
         &self,
         session: &Session,
         normed: Var,
@@ -198,83 +216,22 @@ impl Probe {
     ) -> Result<(), ModelError> {
         let rows = session.tape().shape(normed).rows();
         let (mean, rstd) = session.batch_statistics(normed)?;
-        // Running variance is the unbiased one (PyTorch).
+        let biased = |rstd: &f32| (1.0 / (rstd * rstd) - BATCH_NORM_EPS).max(0.0);
+        let var: Vec<f32> = rstd.iter().map(biased).collect();
+        self.move_running(params, mean, &var, rows);
+        Ok(())
+    }
+
+    /// Moves the running statistics towards those of a training batch (PyTorch's momentum and unbiased variance).
+    /// `mean` and the biased `var` are the batch norm's, over `rows` rows: images times tokens for an attentive probe.
+    fn move_running(&self, params: &mut Parameters, mean: &[f32], var: &[f32], rows: usize) {
         let unbiased = rows as f32 / (rows as f32 - 1.0).max(1.0);
         let (keep, take) = (1.0 - BATCH_NORM_MOMENTUM, BATCH_NORM_MOMENTUM);
         for (running, mean) in params.value_mut(self.running.0).iter_mut().zip(mean) {
             *running = keep * *running + take * mean;
         }
-        for (running, rstd) in params.value_mut(self.running.1).iter_mut().zip(rstd) {
-            let variance = (1.0 / (rstd * rstd) - BATCH_NORM_EPS).max(0.0);
-            *running = keep * *running + take * unbiased * variance;
+        for (running, var) in params.value_mut(self.running.1).iter_mut().zip(var) {
+            *running = keep * *running + take * unbiased * var;
         }
-        Ok(())
-    }
-}
-
-/// A classifier on batches of one size.
-pub struct ProbeStep {
-    session: Session,
-    probe: Probe,
-    features: Var,
-    labels: Var,
-    normed: Var,
-    logits: Var,
-    loss: Var,
-}
-
-impl ProbeStep {
-    /// Plans the classifier for features `[batch, tokens, dim]`.
-    ///
-    /// # Errors
-    /// When memory is short, or training is asked for on a single row.
-    pub fn new(
-        probe: &Probe,
-        batch: usize,
-        tokens: usize,
-        training: bool,
-    ) -> Result<Self, ModelError> {
-        let mut tape = Tape::new(probe.layout.clone());
-        let features = tape.input([batch, tokens, probe.config.dim], DType::F32);
-        let labels = tape.input([batch], DType::I32);
-        let (normed, logits) = probe.record(&mut tape, features, training)?;
-        tape.output(logits);
-        let loss = tape.cross_entropy(logits, labels)?;
-        tape.set_loss(loss);
-        let session = Session::new(tape, PlanOptions { backward: training, ..Default::default() })?;
-        Ok(Self { session, probe: probe.clone(), features, labels, normed, logits, loss })
-    }
-
-    /// Runs the classifier; returns the sum of the losses of images whose label is not negative.
-    ///
-    /// # Errors
-    /// When sizes differ from the plan's or a label is not below the number of classes.
-    pub fn forward(
-        &mut self,
-        params: &Parameters,
-        features: &[f32],
-        labels: &[i32],
-    ) -> Result<f64, ModelError> {
-        self.session.write_f32(self.features, features)?;
-        self.session.write_i32(self.labels, labels)?;
-        self.session.forward(params)?;
-        Ok(self.session.read(self.loss)?.iter().map(|&loss| f64::from(loss)).sum())
-    }
-
-    /// Adds gradients of `scale` times the summed loss, and moves the running statistics towards the batch's.
-    ///
-    /// # Errors
-    /// When the step was not planned for training.
-    pub fn backward(&mut self, params: &mut Parameters, scale: f32) -> Result<(), ModelError> {
-        self.session.backward(params, scale)?;
-        self.probe.track(&self.session, self.normed, params)
-    }
-
-    /// Logits `[batch, classes]` of the last run.
-    ///
-    /// # Errors
-    /// None after a run.
-    pub fn logits(&self) -> Result<Cow<'_, [f32]>, ModelError> {
-        Ok(self.session.read(self.logits)?)
     }
 }
