@@ -4,7 +4,9 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use aim_data::augment::{ColorJitter, HorizontalFlip, RandomResizedCrop, Transform};
+use aim_data::augment::{
+    ColorJitter, HorizontalFlip, RandomResizedCrop, TrainTransform, Transform,
+};
 use aim_data::loader::{BadSamplePolicy, Batch, Loader, LoaderOptions, LoaderState};
 use aim_data::sampler::Mixture;
 use aim_data::source::{SampleFormat, Source, Subset};
@@ -255,7 +257,7 @@ fn loader_options(config: &RunConfig) -> LoaderOptions {
     let data = &config.data;
     let crop = RandomResizedCrop { scale: data.scale.into(), ratio: data.ratio.into() };
     let [brightness, contrast, saturation, hue] = data.color_jitter;
-    let jitter = ColorJitter { brightness, contrast, saturation, hue };
+    let color_jitter = ColorJitter { brightness, contrast, saturation, hue };
     let size = config.model.img_size;
     LoaderOptions {
         height: size.height as u32,
@@ -271,7 +273,12 @@ fn loader_options(config: &RunConfig) -> LoaderOptions {
         ..LoaderOptions::new(
             config.train.batch_size,
             size.height as u32,
-            Transform::Train(crop, HorizontalFlip { p: data.flip }, jitter),
+            Transform::Train(TrainTransform {
+                crop,
+                flip: HorizontalFlip { p: data.flip },
+                color_jitter,
+                ..TrainTransform::default()
+            }),
         )
     }
 }
