@@ -12,7 +12,7 @@ pub(crate) mod glob;
 mod idx;
 mod ilsvrc;
 mod image_folder;
-mod img2dataset;
+pub(crate) mod img2dataset;
 mod mds;
 #[cfg(feature = "parquet")]
 mod parquet;

@@ -8,6 +8,7 @@ use aim_data::augment::{
     ColorJitter, HorizontalFlip, RandomResizedCrop, TrainTransform, Transform,
 };
 use aim_data::loader::{BadSamplePolicy, Batch, Loader, LoaderOptions, LoaderState};
+use aim_data::remote::{ByteSize, RemoteOptions};
 use aim_data::sampler::Mixture;
 use aim_data::source::{SampleFormat, Source, Subset};
 use aim_data::spec::{DataSpec, OpenOptions};
@@ -56,6 +57,7 @@ pub fn open_data(config: &RunConfig) -> Result<(Mixture, Arc<dyn Source>), Train
     let size = config.model.img_size;
     let options = OpenOptions {
         synthetic_size: (size.height as u32, size.width as u32),
+        remote: remote_options(config)?,
         ..OpenOptions::default()
     };
     let mut parts = Vec::new();
@@ -232,6 +234,16 @@ impl Trainer {
             _lock: lock,
         })
     }
+}
+
+/// What the configuration says about the cache of remote shards, over the environment; `None` where
+/// it says nothing.
+fn remote_options(config: &RunConfig) -> Result<Option<RemoteOptions>, TrainError> {
+    let (dir, bytes) = (&config.data.cache_dir, config.data.cache_bytes);
+    if dir.as_os_str().is_empty() && bytes == ByteSize::default() {
+        return Ok(None);
+    }
+    Ok(Some(RemoteOptions::from_env()?.configured(dir, bytes)?))
 }
 
 fn image_batch(config: &RunConfig, mixture: &Mixture) -> Result<ImageBatch, TrainError> {
