@@ -203,6 +203,14 @@ pub enum ShardProblem {
     /// A `.cls` member that is no class number.
     #[error("its .cls file holds {0}, expected a class number such as `7`")]
     BadLabel(String),
+    /// A key of a sample's metadata that is no class number.
+    #[error("`{key}` of its metadata is {found}, expected a class number such as 7")]
+    BadJsonLabel {
+        /// The key that was asked for.
+        key: String,
+        /// What is there.
+        found: String,
+    },
 }
 
 /// One sample that cannot be used, and why.

@@ -10,7 +10,8 @@
 //!   paper's other benchmarks, MDS, parquet, IDX and safetensors files, or made on the spot
 //! - [`decode`]: JPEG, PNG, WebP, GIF, BMP and TIFF to pixels, with limits
 //! - [`image`]: decoded pixels
-//! - [`augment`]: random resized crop, flip, resize and centre crop, as PIL computes them
+//! - [`augment`]: random resized crop, flip, colour jitter, RandAugment, random erasing, resize and
+//!   centre crop, as PIL, torchvision and timm compute them
 //! - [`sampler`]: the order of samples, and mixtures of sources
 //! - [`loader`]: batches in the background, for training and for evaluation
 //! - [`remote`]: tar shards in object stores and on web servers

@@ -9,6 +9,8 @@ use rand_core::{RngCore, SeedableRng};
 pub(crate) enum Purpose {
     Augment = 1,
     Synthetic = 2,
+    RandAugment = 3,
+    Erase = 4,
 }
 
 /// Names the random numbers of one sample in one epoch.
@@ -58,6 +60,13 @@ impl Rng {
         ((u128::from(self.0.next_u64()) * u128::from(bound)) >> 64) as u32
     }
 
+    /// Normal with mean 0 and standard deviation 1 (Box and Muller's way: always two draws, so that
+    /// what is drawn next does not depend on the value).
+    pub(crate) fn normal(&mut self) -> f64 {
+        let radius = (-2.0 * (1.0 - self.unit()).ln()).sqrt();
+        radius * (std::f64::consts::TAU * self.unit()).cos()
+    }
+
     pub(crate) fn fill(&mut self, bytes: &mut [u8]) {
         self.0.fill_bytes(bytes);
     }
@@ -91,6 +100,15 @@ mod tests {
             assert_ne!(reference, draw(Purpose::Augment, key));
         }
         assert_ne!(reference, draw(Purpose::Synthetic, base));
+    }
+
+    #[test]
+    fn normal_numbers_have_their_moments() {
+        let mut rng = Rng::new(Purpose::RandAugment, AugmentKey::default());
+        let values: Vec<f64> = (0..20_000).map(|_| rng.normal()).collect();
+        let moment = |power| values.iter().map(|value| value.powi(power)).sum::<f64>() / 20_000.0;
+        assert!(moment(1).abs() < 0.02 && (moment(2) - 1.0).abs() < 0.03);
+        assert!(moment(3).abs() < 0.1 && (moment(4) - 3.0).abs() < 0.2);
     }
 
     #[test]

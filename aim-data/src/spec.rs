@@ -35,7 +35,8 @@ pub const SPEC_FORMS: &str = "accepted forms:
   PATH                              any of these, recognised by what is there
   Names may be lists (a,b), braces ({0..9}, {a,b}) and wildcards (*, ?, [a-z]) in imagefolder, wds,
   parquet and mds. After a PATTERN of wds, parquet or mds, ?image=jpg,png&label=cls chooses the
-  extensions or columns (also text= and metadata=; none leaves one out).
+  extensions or columns (also text= and metadata=; none leaves one out); label=json:KEY takes the
+  label from a key of the .json in a tar shard.
   and @WEIGHT after any of them for its share in a mixture";
 
 /// A parsed data specification with its weight in a mixture.

@@ -103,6 +103,34 @@ fn text_and_metadata_that_are_none_are_defects_when_asked_for() {
     assert_eq!(first(&*source, 0), 1);
 }
 
+#[test]
+fn labels_are_taken_from_a_key_of_the_metadata() {
+    let dir = tempdir().unwrap();
+    let files = [
+        ("a.json", br#"{"cls": 4, "meta": {"id": "11"}}"#.to_vec()),
+        ("a.png", png(1)),
+        ("a.cls", b"1".to_vec()),
+        ("b.png", png(2)),
+        ("b.json", br#"{"cls": null, "meta": {}}"#.to_vec()),
+        ("c.png", png(3)),
+    ];
+    write(dir.path().join("x.tar"), &tar_of(&files));
+    let path = format!("wds:{}", dir.path().join("x.tar").display());
+    assert_eq!(labels(&*open(&path).unwrap()), [Some(1), None, None]);
+    let source = open(&format!("{path}?label=json:cls")).unwrap();
+    assert_eq!((labels(&*source), source.num_classes()), (vec![Some(4), None, None], Some(5)));
+    assert!(source.metadata(0).unwrap().unwrap().contains("\"11\""));
+    let source = open(&format!("{path}?label=json:meta.id&metadata=none")).unwrap();
+    assert_eq!((source.label(0), source.metadata(0).unwrap()), (Some(11), None));
+    let fail = |spec: String| open(&spec).err().unwrap().to_string();
+    let missing = fail(format!("{path}?label=json:klass"));
+    assert!(missing.contains("none of 3 samples has `klass`"), "{missing}");
+    let object = fail(format!("{path}?label=json:meta"));
+    assert!(object.contains("x.tar") && object.contains("`meta` of its metadata is"), "{object}");
+    let columns = fail(format!("mds:{}?label=json:cls", fixture("mds_plain").display()));
+    assert!(columns.contains("tar shards"), "{columns}");
+}
+
 // ---- lists, braces, wildcards
 
 #[test]

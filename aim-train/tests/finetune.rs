@@ -20,7 +20,8 @@ use aim_tensor::Philox;
 use aim_tensor::io::safetensors::{SafeTensors, write_file};
 use aim_train::finetune::{AdapterDir, Augment, Base, Event, FinetuneSettings, Finetuner, Open};
 use aim_train::finetune::{files, merge};
-use aim_train::probe::{ProbeTraining, extract};
+use aim_train::probe::features::for_each_batch;
+use aim_train::probe::{FeatureSet, ProbeTraining};
 use aim_train::signals::{Signal, Stop};
 use aim_train::trainer::Outcome;
 
@@ -175,21 +176,40 @@ fn adapters_learn_what_a_frozen_probe_cannot_and_the_trunk_stays() {
     let mut trunk = FeatureExtractor::new(&config(), params, &[0, 1]).unwrap();
     let model = config();
     let options = base(&base_dir, &file, &model).image_options(1);
-    let mut features =
-        |source| extract(&mut trunk, &source, &options, &mut |_, _| {}, &mut |_| {}).unwrap();
-    let (train, val) = (features(Differ::source(1000, 1)), features(Differ::source(200, 2)));
+    let mut features = |source: Arc<dyn Source>| {
+        let mut set = FeatureSet { tokens: 4, dim: 32, ..FeatureSet::default() };
+        let mut average = Vec::new();
+        for_each_batch(&source, &options, &mut |_, _| {}, &mut |_| {}, |batch, kind, pixels| {
+            trunk.run(kind, pixels)?;
+            trunk.average(&mut average)?;
+            set.values.extend_from_slice(&average);
+            set.labels.extend(batch.labels.iter().map(|label| label.unwrap() as i32));
+            Ok(())
+        })
+        .unwrap();
+        set
+    };
+    let (mut train, mut val) =
+        (features(Differ::source(1000, 1)), features(Differ::source(200, 2)));
     let probe =
         Probe::new(ProbeConfig { kind: ProbeKind::Attentive, dim: 32, heads: 4, classes: 2 })
             .unwrap();
     let training = ProbeTraining {
         epochs: 40,
         batch_size: 50,
-        lr: 1e-2,
-        weight_decay: 0.0,
+        lrs: vec![1e-2],
+        weight_decays: vec![0.0],
         ..ProbeTraining::default()
     };
-    let head = aim_train::probe::train(&probe, &train, training, &mut |_, _| {}).unwrap();
-    let frozen = aim_train::probe::evaluate(&probe, &head, &val).unwrap();
+    let (stop, all) = (Stop::detached(), |n: usize| (0..n as u32).collect::<Vec<_>>());
+    let images = all(train.len());
+    let heads =
+        aim_train::probe::train(&probe, &mut train, &images, &training, &stop, &mut |_, _| {})
+            .unwrap();
+    let images = all(val.len());
+    let frozen =
+        aim_train::probe::evaluate(&probe, &[&heads[0].params], &mut val, &images, &stop).unwrap();
+    let frozen = frozen[0].accuracy();
 
     let mut trainer = open(&base_dir, &run, 1000, settings(40)).unwrap();
     let mut events = |_: Event<'_>| {};

@@ -8,9 +8,7 @@
 use std::hint::black_box;
 use std::time::Duration;
 
-use aim_data::augment::{
-    AugmentKey, ColorJitter, HorizontalFlip, Preprocessor, RandomResizedCrop, Transform,
-};
+use aim_data::augment::{AugmentKey, ColorJitter, Preprocessor, TrainTransform, Transform};
 use aim_data::decode::{DecodeLimits, decode};
 use aim_data::image::Image;
 use aim_data::source::Payload;
@@ -49,8 +47,9 @@ fn data(c: &mut Criterion) {
         ("train", Transform::train()),
         (
             "train_jitter",
-            Transform::Train(RandomResizedCrop::default(), HorizontalFlip::default(), jitter),
+            TrainTransform { color_jitter: jitter, ..TrainTransform::default() }.into(),
         ),
+        ("probe_train", Transform::probe_train([0.485, 0.456, 0.406])),
         ("eval", Transform::eval()),
     ];
     for (name, transform) in transforms {

@@ -132,7 +132,8 @@ pub(crate) struct Learning {
     /// Share of the training images that --select holdout holds out
     #[arg(long, value_name = "SHARE", default_value_t = 0.1, value_parser = share)]
     pub(crate) holdout: f64,
-    /// Train on other random crops in each epoch, for which the trunk runs each time
+    /// Train on other random crops in each epoch, flipped, with changes of colour and RandAugment, for which the trunk
+    /// runs each time
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub(crate) augment: Option<bool>,
 }

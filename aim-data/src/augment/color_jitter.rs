@@ -1,5 +1,6 @@
 //! [`ColorJitter`].
 
+use super::pixel_ops;
 use crate::error::{Error, Result};
 use crate::random::Rng;
 
@@ -80,21 +81,9 @@ pub(super) fn apply(changes: &Changes, pixels: &mut [u8]) {
     for change in changes.iter().flatten() {
         let (pixels, _) = pixels.as_chunks_mut::<3>();
         match *change {
-            Change::Brightness(factor) => {
-                let table = table(0, factor);
-                look_up(pixels, &table);
-            }
-            Change::Contrast(factor) => {
-                let sum: u64 = pixels.iter().map(|pixel| u64::from(luma(pixel))).sum();
-                let mean = (sum as f64 / pixels.len().max(1) as f64 + 0.5) as u8;
-                look_up(pixels, &table(mean, factor));
-            }
-            Change::Saturation(factor) => {
-                for pixel in pixels {
-                    let gray = luma(pixel);
-                    *pixel = pixel.map(|value| blend(gray, value, factor));
-                }
-            }
+            Change::Brightness(factor) => pixel_ops::brightness(pixels, factor),
+            Change::Contrast(factor) => pixel_ops::contrast(pixels, factor),
+            Change::Saturation(factor) => pixel_ops::color(pixels, factor),
             Change::Hue(steps) => {
                 for pixel in pixels {
                     let [hue, saturation, value] = to_hsv(*pixel);
@@ -106,25 +95,25 @@ pub(super) fn apply(changes: &Changes, pixels: &mut [u8]) {
 }
 
 /// What becomes of each value when it is blended with the same gray.
-fn table(gray: u8, factor: f32) -> [u8; 256] {
+pub(super) fn table(gray: u8, factor: f32) -> [u8; 256] {
     std::array::from_fn(|value| blend(gray, value as u8, factor))
 }
 
-fn look_up(pixels: &mut [[u8; 3]], table: &[u8; 256]) {
+pub(super) fn look_up(pixels: &mut [[u8; 3]], table: &[u8; 256]) {
     for value in pixels.as_flattened_mut() {
         *value = table[usize::from(*value)];
     }
 }
 
 /// Pillow's `blend`: from `base` (factor 0) over `value` (1) and on, cut off and truncated.
-fn blend(base: u8, value: u8, factor: f32) -> u8 {
+pub(super) fn blend(base: u8, value: u8, factor: f32) -> u8 {
     let difference = f32::from(value) - f32::from(base);
     // Conversion saturates.
     (f32::from(base) + factor * difference) as u8
 }
 
 /// Pillow's "L".
-fn luma(&[red, green, blue]: &[u8; 3]) -> u8 {
+pub(super) fn luma(&[red, green, blue]: &[u8; 3]) -> u8 {
     let [red, green, blue] = [red, green, blue].map(u32::from);
     ((red * 19_595 + green * 38_470 + blue * 7_471 + 0x8000) >> 16) as u8
 }

@@ -2,14 +2,23 @@
 //!
 //! Every random choice comes from an [`AugmentKey`], so that a sample's pixels depend on neither
 //! the thread that made them nor what was made before.
+//!
+//! - [`Transform`]: what is done to every image; [`TrainTransform`] its random form, with
+//!   [`RandomResizedCrop`], [`HorizontalFlip`], [`ColorJitter`], [`RandAugment`], [`RandomErasing`]
+//! - [`Preprocessor`]: doing it
 
+mod affine;
 mod color_jitter;
 #[cfg(target_arch = "x86_64")]
 mod filter_x86;
 mod flip;
+mod pixel_ops;
+mod rand_augment;
+mod random_erasing;
 mod random_resized_crop;
 mod resample;
 mod resize;
+mod transform;
 
 use crate::decode::{DecodeError, DecodeLimits, Part};
 use crate::error::{Error, Result};
@@ -17,52 +26,21 @@ use crate::image::{Image, View, gray_to_rgb};
 use crate::random::{Purpose, Rng};
 
 pub use crate::random::AugmentKey;
+pub use affine::Interpolation;
 pub use color_jitter::ColorJitter;
 pub use flip::HorizontalFlip;
+pub use rand_augment::{OpSet, POLICY_FORMS, RandAugment};
+pub use random_erasing::{EraseMode, RandomErasing};
 pub use random_resized_crop::RandomResizedCrop;
 pub use resize::ResizeCenterCrop;
+pub use transform::{TrainTransform, Transform};
 
 use color_jitter::Changes;
+use rand_augment::RandAugmentScratch;
 use resize::{Region, Resizer};
 
 /// Largest output side, in pixels.
 const MAX_SIDE: u32 = 1 << 13;
-
-/// What is done to every image.
-#[derive(Debug, Clone, Copy, PartialEq)]
-#[non_exhaustive]
-pub enum Transform {
-    /// Random crop, resize, flip and changes of colour: for training.
-    Train(RandomResizedCrop, HorizontalFlip, ColorJitter),
-    /// Resize and centre crop: for validation, probes and features.
-    Eval(ResizeCenterCrop),
-}
-
-impl Transform {
-    /// AIM's training transform: scale 0.4 to 1, ratio 3/4 to 4/3, flip with probability 1/2
-    /// (paper, appendix on hyperparameters), colours as they are.
-    #[must_use]
-    pub fn train() -> Self {
-        Self::Train(RandomResizedCrop::default(), HorizontalFlip::default(), ColorJitter::default())
-    }
-
-    /// The usual evaluation transform: resize to size / 0.875, crop the centre.
-    #[must_use]
-    pub fn eval() -> Self {
-        Self::Eval(ResizeCenterCrop::default())
-    }
-
-    fn validate(&self) -> Result<()> {
-        match self {
-            Self::Train(crop, flip, jitter) => {
-                crop.validate()?;
-                flip.validate()?;
-                jitter.validate()
-            }
-            Self::Eval(resize) => resize.validate(),
-        }
-    }
-}
 
 /// Applies a [`Transform`] to images, keeping its working memory between them.
 pub struct Preprocessor {
@@ -71,6 +49,7 @@ pub struct Preprocessor {
     width: u32,
     resizer: Resizer,
     gray: Vec<u8>,
+    scratch: RandAugmentScratch,
     part: Part,
     choice: Option<Choice>,
 }
@@ -78,6 +57,8 @@ pub struct Preprocessor {
 /// What was drawn for an image.
 #[derive(Debug, Clone, Copy)]
 struct Choice {
+    /// What the changes of the finished crop are drawn from, when it is made.
+    key: AugmentKey,
     region: Region,
     flip: bool,
     changes: Changes,
@@ -100,6 +81,7 @@ impl Preprocessor {
             width,
             resizer: Resizer::new(),
             gray: Vec::new(),
+            scratch: RandAugmentScratch::new(),
             part: Part::default(),
             choice: None,
         })
@@ -117,8 +99,7 @@ impl Preprocessor {
     /// [`Error::Config`] when `out` has another length than [`output_len`](Self::output_len).
     pub fn apply(&mut self, image: &Image, key: AugmentKey, out: &mut [u8]) -> Result<()> {
         let choice = self.choose(image.width(), image.height(), key);
-        let Self { height, width, resizer, gray, .. } = self;
-        write(image.view(), choice, (*width, *height), resizer, gray, out)
+        self.write(image.view(), &choice, out)
     }
 
     /// Decodes an image file, or the part of it that `key` chooses: faster than decoding it and
@@ -154,54 +135,60 @@ impl Preprocessor {
         let Some(choice) = self.choice else {
             return Err(Error::Config("no image was decoded".into()));
         };
-        let Self { height, width, resizer, gray, part, .. } = self;
-        write(part.view(), choice, (*width, *height), resizer, gray, out)
+        let part = std::mem::take(&mut self.part);
+        let outcome = self.write(part.view(), &choice, out);
+        self.part = part;
+        outcome
     }
 
     fn choose(&self, width: u32, height: u32, key: AugmentKey) -> Choice {
         match &self.transform {
-            Transform::Train(crop, flip, jitter) => {
+            Transform::Train(TrainTransform { crop, flip, color_jitter, .. }) => {
                 let mut rng = Rng::new(Purpose::Augment, key);
                 // The crop draws first, then the flip, then the colours: a fixed order is part of
-                // the definition.
+                // the definition. What comes after has numbers of its own, so that using it moves
+                // no crop.
                 let region = crop.sample(width, height, &mut rng);
                 let flip = flip.sample(&mut rng);
-                Choice { region, flip, changes: jitter.sample(&mut rng) }
+                Choice { key, region, flip, changes: color_jitter.sample(&mut rng) }
             }
             Transform::Eval(resize) => {
                 let region = resize.region(width, height, self.height, self.width);
-                Choice { region, flip: false, changes: [None; 4] }
+                Choice { key, region, flip: false, changes: [None; 4] }
             }
         }
     }
-}
 
-/// Resamples what was chosen of an image, and flips it.
-fn write(
-    image: View<'_>,
-    choice: Choice,
-    (width, height): (u32, u32),
-    resizer: &mut Resizer,
-    gray: &mut Vec<u8>,
-    out: &mut [u8],
-) -> Result<()> {
-    let expected = height as usize * width as usize * 3;
-    if out.len() != expected {
-        let found = out.len();
-        return Err(Error::Config(format!("output of {found} bytes, expected {expected}")));
+    /// Resamples what was chosen of an image, and changes it in the order of [`TrainTransform`].
+    fn write(&mut self, image: View<'_>, choice: &Choice, out: &mut [u8]) -> Result<()> {
+        let expected = self.output_len();
+        if out.len() != expected {
+            let found = out.len();
+            return Err(Error::Config(format!("output of {found} bytes, expected {expected}")));
+        }
+        let Self { transform, height, width, resizer, gray, scratch, .. } = self;
+        if image.channels == 3 {
+            resizer.resize(image, &choice.region, *width, *height, out);
+        } else {
+            gray.resize(out.len() / 3, 0);
+            resizer.resize(image, &choice.region, *width, *height, gray);
+            gray_to_rgb(gray, out);
+        }
+        let width = *width as usize;
+        if choice.flip {
+            flip::flip_rows(out, width);
+        }
+        color_jitter::apply(&choice.changes, out);
+        if let Transform::Train(TrainTransform { rand_augment, random_erasing, .. }) = transform {
+            if let Some(policy) = rand_augment {
+                policy.apply(out, width, choice.key, scratch);
+            }
+            if let Some(erasing) = random_erasing {
+                erasing.apply(out, width, &mut Rng::new(Purpose::Erase, choice.key));
+            }
+        }
+        Ok(())
     }
-    if image.channels == 3 {
-        resizer.resize(image, &choice.region, width, height, out);
-    } else {
-        gray.resize(out.len() / 3, 0);
-        resizer.resize(image, &choice.region, width, height, gray);
-        gray_to_rgb(gray, out);
-    }
-    if choice.flip {
-        flip::flip_rows(out, width as usize);
-    }
-    color_jitter::apply(&choice.changes, out);
-    Ok(())
 }
 
 impl std::fmt::Debug for Preprocessor {

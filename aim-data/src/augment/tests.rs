@@ -18,6 +18,17 @@ fn ramp(width: u32, height: u32, channels: u8) -> Image {
     Image::new(width, height, channels, pixels).unwrap()
 }
 
+const MEAN: [f64; 3] = [0.485, 0.456, 0.406];
+const STD: [f64; 3] = [0.229, 0.224, 0.225];
+
+/// Every part of a transform at once.
+fn everything() -> Transform {
+    Transform::Train(TrainTransform {
+        random_erasing: Some(RandomErasing::new(MEAN, STD)),
+        ..TrainTransform::probe(MEAN)
+    })
+}
+
 fn mix_byte(at: u64) -> u8 {
     crate::random::mix(at) as u8
 }
@@ -69,7 +80,8 @@ fn images_of_the_output_size_are_left_alone() {
     preprocessor.apply(&image, AugmentKey::default(), &mut out).unwrap();
     assert_eq!(out, image.clone().into_rgb().pixels());
     let whole = RandomResizedCrop { scale: (1.0, 1.0), ratio: (1.0, 1.0) };
-    let train = Transform::Train(whole, HorizontalFlip { p: 0.0 }, ColorJitter::default());
+    let flip = HorizontalFlip { p: 0.0 };
+    let train = TrainTransform { crop: whole, flip, ..TrainTransform::default() }.into();
     let mut preprocessor = Preprocessor::new(train, 28, 28).unwrap();
     preprocessor.apply(&image, AugmentKey::default(), &mut out).unwrap();
     assert_eq!(out, image.into_rgb().pixels());
@@ -95,7 +107,7 @@ fn gray_gives_what_its_rgb_copy_gives() {
 fn half_of_the_images_are_flipped() {
     let image = ramp(4, 4, 3);
     let whole = RandomResizedCrop { scale: (1.0, 1.0), ratio: (1.0, 1.0) };
-    let transform = Transform::Train(whole, HorizontalFlip::default(), ColorJitter::default());
+    let transform = TrainTransform { crop: whole, ..TrainTransform::default() }.into();
     let mut preprocessor = Preprocessor::new(transform, 4, 4).unwrap();
     let mut out = vec![0; preprocessor.output_len()];
     let flipped = (0..2000)
@@ -127,7 +139,7 @@ fn crop_sizes_are_distributed_as_in_torchvision() {
 fn parameters_that_make_no_sense_are_refused() {
     let crop = |scale, ratio| {
         let crop = RandomResizedCrop { scale, ratio };
-        Transform::Train(crop, HorizontalFlip { p: 0.5 }, ColorJitter::default())
+        Transform::Train(TrainTransform { crop, ..TrainTransform::default() })
     };
     let bad = [
         crop((0.0, 1.0), (1.0, 1.0)),
@@ -135,16 +147,22 @@ fn parameters_that_make_no_sense_are_refused() {
         crop((0.5, 1.5), (1.0, 1.0)),
         crop((0.5, 1.0), (2.0, 1.0)),
         crop((f64::NAN, 1.0), (1.0, 1.0)),
-        Transform::Train(
-            RandomResizedCrop::default(),
-            HorizontalFlip { p: 1.5 },
-            ColorJitter::default(),
-        ),
-        Transform::Train(
-            RandomResizedCrop::default(),
-            HorizontalFlip::default(),
-            ColorJitter { hue: 0.7, ..ColorJitter::default() },
-        ),
+        Transform::Train(TrainTransform {
+            flip: HorizontalFlip { p: 1.5 },
+            ..TrainTransform::default()
+        }),
+        Transform::Train(TrainTransform {
+            color_jitter: ColorJitter { hue: 0.7, ..ColorJitter::default() },
+            ..TrainTransform::default()
+        }),
+        Transform::Train(TrainTransform {
+            rand_augment: Some(RandAugment { layers: 0, ..RandAugment::default() }),
+            ..TrainTransform::default()
+        }),
+        Transform::Train(TrainTransform {
+            random_erasing: Some(RandomErasing { max_count: 0, ..RandomErasing::new(MEAN, STD) }),
+            ..TrainTransform::default()
+        }),
         Transform::Eval(ResizeCenterCrop { crop_ratio: 0.0 }),
     ];
     for transform in bad {
@@ -167,8 +185,8 @@ fn decoding_the_part_alone_changes_nothing() {
         let limits = DecodeLimits::default();
         let image = decode(&bytes, &limits).unwrap();
         let small = RandomResizedCrop { scale: (0.01, 1.0), ..RandomResizedCrop::default() };
-        let small = Transform::Train(small, HorizontalFlip::default(), ColorJitter::default());
-        for transform in [Transform::train(), small, Transform::eval()] {
+        let small = TrainTransform { crop: small, ..TrainTransform::default() }.into();
+        for transform in [Transform::train(), small, everything(), Transform::eval()] {
             let mut preprocessor = Preprocessor::new(transform, 20, 28).unwrap();
             let mut outs = [vec![0; preprocessor.output_len()], vec![0; preprocessor.output_len()]];
             for index in 0..200 {
@@ -190,6 +208,36 @@ fn rendering_needs_a_decoded_image() {
     let limits = DecodeLimits::default();
     assert!(preprocessor.decode(b"no image", &limits, AugmentKey::default()).is_err());
     assert!(preprocessor.render(&mut out).is_err());
+}
+
+/// Each part does what it does in the order of the fields, and the later ones move no crop.
+#[test]
+fn the_parts_of_the_probe_recipe_are_done_in_order() {
+    let image = ramp(60, 50, 3);
+    let probe = TrainTransform::probe(MEAN);
+    assert_eq!(Transform::from(probe), Transform::probe_train(MEAN));
+    let run = |transform: TrainTransform, index| {
+        let mut preprocessor = Preprocessor::new(transform.into(), 24, 24).unwrap();
+        let mut out = vec![0; preprocessor.output_len()];
+        let key = AugmentKey { index, ..AugmentKey::default() };
+        preprocessor.apply(&image, key, &mut out).unwrap();
+        out
+    };
+    let mut differing = 0;
+    for index in 0..40 {
+        let mut expected = run(TrainTransform { rand_augment: None, ..probe }, index);
+        let key = AugmentKey { index, ..AugmentKey::default() };
+        let without = expected.clone();
+        RandAugment::probe(MEAN).apply(&mut expected, 24, key, &mut Vec::new());
+        assert_eq!(run(probe, index), expected);
+        differing += u32::from(without != expected);
+        let erasing = RandomErasing { probability: 1.0, ..RandomErasing::new(MEAN, STD) };
+        let erased = TrainTransform { random_erasing: Some(erasing), ..probe };
+        erasing.apply(&mut expected, 24, &mut Rng::new(Purpose::Erase, key));
+        assert_eq!(run(erased, index), expected);
+    }
+    // Three quarters have one or two changes, most of which can be seen.
+    assert!((20..40).contains(&differing), "{differing}");
 }
 
 fn side() -> impl Strategy<Value = u32> {
@@ -227,7 +275,7 @@ proptest! {
         index: u64,
     ) {
         let image = ramp(width, height, 3);
-        for transform in [Transform::train(), Transform::eval()] {
+        for transform in [Transform::train(), everything(), Transform::eval()] {
             let mut outs = [true, false].map(|vectors| {
                 let mut preprocessor = Preprocessor::new(transform, out_height, out_width).unwrap();
                 if !vectors {
@@ -252,7 +300,7 @@ proptest! {
         index: u64,
     ) {
         let image = ramp(width, height, if gray { 1 } else { 3 });
-        for transform in [Transform::train(), Transform::eval()] {
+        for transform in [Transform::train(), everything(), Transform::eval()] {
             let mut preprocessor = Preprocessor::new(transform, out_height, out_width).unwrap();
             let mut out = vec![0; preprocessor.output_len()];
             let key = AugmentKey { index, ..AugmentKey::default() };

@@ -7,17 +7,20 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::store::Object;
+use crate::source::img2dataset::{MAX_STATS, Rows};
 use crate::source::tar_index::{TarIndex, TarSample};
 
 /// Part of the file's name: goes up with every change of what is in it or of how it is made.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 #[derive(Serialize, Deserialize)]
-struct Kept<I> {
+struct Kept<I, F> {
     /// For people.
     url: String,
     size: u64,
     index: I,
+    /// What `img2dataset` says about the shard.
+    statistics: F,
 }
 
 /// The name covers everything that the index depends on: the object, and how it was read.
@@ -27,9 +30,9 @@ fn name(object: &Object, choice: &str) -> String {
 }
 
 /// The index of a shard, if a sound one is there.
-pub(super) fn load(dir: &Path, object: &Object, choice: &str) -> Option<TarIndex> {
+pub(super) fn load(dir: &Path, object: &Object, choice: &str) -> Option<(TarIndex, Option<Rows>)> {
     // A member takes 1,024 bytes of the shard and some hundred here, escapes in its name included.
-    let limit = object.size.saturating_mul(8).saturating_add(1 << 16);
+    let limit = object.size.saturating_mul(8).saturating_add(1 << 16).saturating_add(2 * MAX_STATS);
     let file = File::open(dir.join(name(object, choice))).ok()?;
     let mut text = Vec::new();
     file.take(limit).read_to_end(&mut text).ok()?;
@@ -37,7 +40,7 @@ pub(super) fn load(dir: &Path, object: &Object, choice: &str) -> Option<TarIndex
     if hash != format!("{}\n", blake3::hash(body).to_hex()).as_bytes() {
         return None;
     }
-    let kept: Kept<TarIndex> = serde_json::from_slice(body).ok()?;
+    let kept: Kept<TarIndex, Option<Rows>> = serde_json::from_slice(body).ok()?;
     let inside = |offset: u64, size: u64| offset.checked_add(size).is_some_and(|e| e <= kept.size);
     let sound = |sample: &TarSample| {
         let beside = sample.beside.as_deref();
@@ -47,7 +50,7 @@ pub(super) fn load(dir: &Path, object: &Object, choice: &str) -> Option<TarIndex
             && sample.label != Some(u32::MAX)
     };
     let sound = kept.size == object.size && kept.index.samples.iter().all(sound);
-    sound.then_some(kept.index)
+    sound.then_some((kept.index, kept.statistics))
 }
 
 /// Keeps the index of a shard. A reader sees all of the file or none.
@@ -55,10 +58,10 @@ pub(super) fn store(
     dir: &Path,
     object: &Object,
     choice: &str,
-    index: &TarIndex,
+    (index, statistics): (&TarIndex, Option<&Rows>),
 ) -> std::io::Result<()> {
     std::fs::create_dir_all(dir)?;
-    let kept = Kept { url: object.url.clone(), size: object.size, index };
+    let kept = Kept { url: object.url.clone(), size: object.size, index, statistics };
     let body = serde_json::to_vec(&kept)?;
     let mut file = tempfile::Builder::new().prefix(".index-").tempfile_in(dir)?;
     writeln!(file, "{}", blake3::hash(&body).to_hex())?;

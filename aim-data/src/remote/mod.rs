@@ -12,7 +12,7 @@
 //! the last reason. Memory is bounded by [`RemoteOptions::memory_bytes`] and one window or sample
 //! for every reading thread.
 //!
-//! - [`RemoteOptions`]: limits, cache, settings of the store
+//! - [`RemoteOptions`]: limits, cache, settings of the store; [`ByteSize`]: bytes as people write them
 //! - [`RemoteError`]: what could not be had, and why
 
 mod location;
@@ -40,7 +40,11 @@ use std::ops::Range;
 
 pub use location::is_remote;
 pub(crate) use location::redacted;
-pub use options::RemoteOptions;
+pub use options::{ByteSize, RemoteOptions};
+
+/// Whether this build reads remote shards (feature `object-store`).
+pub const AVAILABLE: bool = cfg!(feature = "object-store");
+
 #[cfg(feature = "object-store")]
 pub(crate) use reader::{RemoteShard, index_all, open_pattern};
 

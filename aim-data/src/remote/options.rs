@@ -1,7 +1,8 @@
 //! [`RemoteOptions`].
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::time::Duration;
 
 use crate::error::{Error, Result};
@@ -95,6 +96,35 @@ impl RemoteOptions {
         Ok(this)
     }
 
+    /// These options with what a configuration says about the cache over them: an empty folder and 0
+    /// bytes say nothing.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for a bound without a folder, and for either in a build without object
+    /// stores, where they would do nothing.
+    pub fn configured(mut self, dir: &Path, bytes: ByteSize) -> Result<Self> {
+        let named = !dir.as_os_str().is_empty();
+        if (named || bytes.0 > 0) && !super::AVAILABLE {
+            return Err(Error::Config(
+                "a cache of remote shards is configured, and this program was built without \
+                 object stores: build it with `--features object-store`, or leave out the cache"
+                    .into(),
+            ));
+        }
+        if named {
+            self = self.with_cache(dir);
+        }
+        if bytes.0 > 0 {
+            if self.cache_dir.is_none() {
+                return Err(Error::Config(format!(
+                    "a cache of {bytes} is configured for remote shards, and no folder for it"
+                )));
+            }
+            self.cache_bytes = bytes.0;
+        }
+        Ok(self)
+    }
+
     /// The same with a cache folder; indices go into `index` in it.
     #[must_use]
     pub fn with_cache(mut self, dir: impl Into<PathBuf>) -> Self {
@@ -105,14 +135,79 @@ impl RemoteOptions {
     }
 }
 
-/// A number of bytes, with `K`, `M`, `G` or `T` for powers of 1024.
-#[must_use]
-pub(crate) fn parse_bytes(text: &str) -> Option<u64> {
+/// A number of bytes as people write it: `20GiB`, `512M`, `1000000`. `K`, `M`, `G` and `T`, with or
+/// without `iB` or `B` behind them, are powers of 1024.
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    Default,
+    serde::Serialize,
+    serde::Deserialize,
+)]
+#[serde(try_from = "ByteSizeRepr", into = "String")]
+pub struct ByteSize(pub u64);
+
+#[derive(serde::Deserialize)]
+#[serde(untagged, expecting = "expected a number of bytes such as \"20GiB\"")]
+enum ByteSizeRepr {
+    Number(u64),
+    Text(String),
+}
+
+impl TryFrom<ByteSizeRepr> for ByteSize {
+    type Error = Error;
+
+    fn try_from(repr: ByteSizeRepr) -> Result<Self> {
+        match repr {
+            ByteSizeRepr::Number(bytes) => Ok(Self(bytes)),
+            ByteSizeRepr::Text(text) => text.parse(),
+        }
+    }
+}
+
+impl FromStr for ByteSize {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        parse_bytes(text).map(Self).ok_or_else(|| {
+            Error::Config(format!(
+                "`{text}`: expected a whole number of bytes, such as 20GiB, 512M or 1000000"
+            ))
+        })
+    }
+}
+
+impl fmt::Display for ByteSize {
+    /// With the largest unit that keeps the number whole.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let units = [(40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")];
+        let whole = units.iter().find(|(shift, _)| self.0 > 0 && self.0 % (1 << shift) == 0);
+        match whole {
+            Some((shift, unit)) => write!(f, "{}{unit}", self.0 >> shift),
+            None => write!(f, "{}", self.0),
+        }
+    }
+}
+
+impl From<ByteSize> for String {
+    fn from(size: ByteSize) -> Self {
+        size.to_string()
+    }
+}
+
+/// The number of bytes that a text names.
+fn parse_bytes(text: &str) -> Option<u64> {
     let text = text.trim();
     let text = text.strip_suffix("iB").or_else(|| text.strip_suffix('B')).unwrap_or(text);
     let (digits, shift) = match text.char_indices().last()? {
         (at, unit) if !unit.is_ascii_digit() => {
-            (&text[..at], 10 * (1 + "KMGT".find(unit.to_ascii_uppercase())? as u32))
+            (text[..at].trim_end(), 10 * (1 + "KMGT".find(unit.to_ascii_uppercase())? as u32))
         }
         _ => (text, 0),
     };
@@ -146,12 +241,46 @@ mod tests {
     #[test]
     fn byte_counts() {
         let good =
-            [("7", 7), ("2K", 2048), ("1m", 1 << 20), ("200GiB", 200 << 30), ("3TB", 3 << 40)];
+            [("7", 7), ("2K", 2048), ("1m", 1 << 20), ("200 GiB", 200 << 30), ("3TB", 3 << 40)];
         for (text, bytes) in good {
             assert_eq!(parse_bytes(text), Some(bytes), "{text}");
+            assert_eq!(ByteSize(bytes).to_string().parse::<ByteSize>().unwrap(), ByteSize(bytes));
         }
-        for bad in ["", "G", "-1", "1.5G", "9999999999999T", "10X", "1é"] {
+        assert_eq!(ByteSize(200 << 30).to_string(), "200GiB");
+        assert_eq!(
+            (ByteSize(1025).to_string(), ByteSize(0).to_string()),
+            ("1025".into(), "0".into())
+        );
+        for (json, bytes) in [("\"20GiB\"", 20 << 30), ("77", 77)] {
+            assert_eq!(serde_json::from_str::<ByteSize>(json).unwrap(), ByteSize(bytes));
+        }
+        let error = serde_json::from_str::<ByteSize>("\"20GX\"").unwrap_err().to_string();
+        assert!(error.contains("`20GX`: expected") && error.contains("20GiB"), "{error}");
+        for bad in ["", "G", " G", "iB", "-1", "1.5G", "9999999999999T", "10X", "1é"] {
             assert_eq!(parse_bytes(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_configured_cache_goes_over_the_rest() {
+        let usual = RemoteOptions::default;
+        assert_eq!(usual().configured(Path::new(""), ByteSize(0)).unwrap(), usual());
+        let from_env = RemoteOptions { cache_bytes: 7, ..usual().with_cache("/env") };
+        let both = from_env.clone().configured(Path::new("/mine"), ByteSize(20 << 30));
+        let bound = from_env.clone().configured(Path::new(""), ByteSize(9));
+        let alone = usual().configured(Path::new(""), ByteSize(9));
+        if super::super::AVAILABLE {
+            let both = both.unwrap();
+            assert_eq!((both.cache_dir, both.cache_bytes), (Some("/mine".into()), 20 << 30));
+            assert_eq!(both.index_dir, Some("/mine/index".into()));
+            let bound = bound.unwrap();
+            assert_eq!((bound.cache_dir, bound.cache_bytes), (Some("/env".into()), 9));
+            assert!(alone.unwrap_err().to_string().contains("no folder"));
+        } else {
+            for refused in [both, bound, alone] {
+                let text = refused.unwrap_err().to_string();
+                assert!(text.contains("--features object-store"), "{text}");
+            }
         }
     }
 

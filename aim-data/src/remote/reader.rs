@@ -7,9 +7,10 @@ use std::sync::Arc;
 use super::client::Client;
 use super::location::Location;
 use super::store::{self, Object};
-use super::{RemoteError, RemoteOptions, index};
+use super::{RemoteError, RemoteErrorKind, RemoteOptions, index};
 use crate::error::{Error, Result};
 use crate::source::glob;
+use crate::source::img2dataset::{self, Found};
 use crate::source::read_exact_at;
 use crate::source::tar_index::TarIndex;
 
@@ -131,11 +132,44 @@ impl RemoteShard {
         Ok(())
     }
 
+    /// What `img2dataset` wrote about the shard into the object beside it. A failure is for people
+    /// to read and stops nothing.
+    fn statistics(&self) -> Found {
+        let url = &self.object.url;
+        let fail = |why: String| format!("the statistics of {url} cannot be read: {why}");
+        let Some(stem) = url.strip_suffix(".tar") else { return Ok(None) };
+        let location = Location::parse(&format!("{stem}_stats.json")).map_err(fail)?;
+        let keys = Some((location.clone(), vec![location.key]));
+        let mut objects = Vec::new();
+        if let Err(error) = look(&self.client, keys, &mut objects) {
+            return match error.kind {
+                // S3 denies access to what is missing where listing is not allowed.
+                RemoteErrorKind::Missing | RemoteErrorKind::Denied => Ok(None),
+                _ => Err(fail(error.to_string())),
+            };
+        }
+        let Some(object) = objects.pop() else { return Ok(None) };
+        if object.size == 0 {
+            return Err(fail("it is empty".into()));
+        }
+        if object.size > img2dataset::MAX_STATS {
+            let most = img2dataset::MAX_STATS;
+            return Err(fail(format!("{} bytes, at most {most} are accepted", object.size)));
+        }
+        let options = Arc::clone(&self.client.options);
+        let work = async move { object.read(0..object.size, &options).await };
+        let text = Client::wait(url, work).map_err(|error| fail(error.to_string()))?;
+        img2dataset::parse_stats(&text).map(Some).map_err(fail)
+    }
+
     /// The shard from its beginning, for going through it once.
     fn cursor(&self, cached: bool) -> Cursor<'_> {
         Cursor { shard: self, cached, position: 0, window: None }
     }
 }
+
+/// An index, and what `img2dataset` says about the shard.
+type Described = (TarIndex, Found);
 
 /// Indices of shards, from the folder of indices where they are, else by going through each shard.
 /// Beside them a remark for people where they could not be kept.
@@ -143,22 +177,25 @@ pub(crate) fn index_all(
     shards: &[RemoteShard],
     choice: &str,
     build: impl Fn(&Path, Cursor<'_>, u64) -> Result<TarIndex> + Sync,
-) -> Result<(Vec<TarIndex>, Option<String>)> {
+) -> Result<(Vec<Described>, Option<String>)> {
     let total = shards.iter().map(RemoteShard::len).fold(0, u64::saturating_add);
-    let one = |shard: &RemoteShard| -> Result<(TarIndex, Option<String>)> {
+    let one = |shard: &RemoteShard| -> Result<(Described, Option<String>)> {
         let Client { options, cache, .. } = &*shard.client;
         let dir = options.index_dir.as_deref();
-        if let Some(index) = dir.and_then(|dir| index::load(dir, &shard.object, choice)) {
-            return Ok((index, None));
+        if let Some((index, rows)) = dir.and_then(|dir| index::load(dir, &shard.object, choice)) {
+            return Ok(((index, Ok(rows)), None));
         }
         // Fetched into the cache at once, unless it would be evicted before it is used.
         let cached = cache.as_ref().is_some_and(|cache| cache.fits(total));
         let index = build(shard.path(), shard.cursor(cached), shard.len())?;
-        let kept = dir.map(|dir| index::store(dir, &shard.object, choice, &index));
+        let found = shard.statistics();
+        // A failure to get the statistics may be over next time, but is not worth another pass.
+        let rows = found.as_ref().ok().and_then(Option::as_ref);
+        let kept = dir.map(|dir| index::store(dir, &shard.object, choice, (&index, rows)));
         let remark = kept
             .and_then(Result::err)
             .map(|error| format!("the index of {} could not be kept: {error}", shard.object.url));
-        Ok((index, remark))
+        Ok(((index, found), remark))
     };
     let side_by_side = shards.first().map_or(1, |shard| {
         // Each holds the window it is in and those ahead of it.

@@ -12,6 +12,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 pub(crate) struct BlockCache<T> {
     state: Mutex<State<T>>,
     max_bytes: u64,
+    /// Blocks made, for tests.
+    #[cfg(test)]
+    loads: std::sync::atomic::AtomicU64,
 }
 
 #[derive(Debug)]
@@ -29,7 +32,30 @@ struct Slot<T> {
 
 impl<T> BlockCache<T> {
     pub(crate) fn new(max_bytes: u64) -> Self {
-        Self { state: Mutex::new(State { slots: HashMap::new(), clock: 0 }), max_bytes }
+        Self {
+            state: Mutex::new(State { slots: HashMap::new(), clock: 0 }),
+            max_bytes,
+            #[cfg(test)]
+            loads: std::sync::atomic::AtomicU64::new(0),
+        }
+    }
+
+    /// Makes room for two blocks of this size, however large: a window has one at least.
+    pub(crate) fn reserve(&mut self, largest: u64) {
+        self.max_bytes = self.max_bytes.max(largest.saturating_mul(2));
+    }
+
+    /// How many neighbouring blocks of up to `largest` bytes to shuffle among: half of what fits,
+    /// because the next window begins while the last samples of this one are still being read
+    /// (batches are made ahead), and with less room the two would push each other out.
+    pub(crate) fn window(&self, largest: u64) -> usize {
+        (self.max_bytes / 2 / largest.max(1)).clamp(1, 1024) as usize
+    }
+
+    /// How many times a block was made.
+    #[cfg(test)]
+    pub(crate) fn loads(&self) -> u64 {
+        self.loads.load(std::sync::atomic::Ordering::Relaxed)
     }
 
     /// The block under `key`, which takes `bytes` in memory, made by `load` when it is not there.
@@ -45,6 +71,8 @@ impl<T> BlockCache<T> {
         if let Some(block) = &*block {
             return Ok(Arc::clone(block));
         }
+        #[cfg(test)]
+        self.loads.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let made = Arc::new(load()?);
         *block = Some(Arc::clone(&made));
         Ok(made)
@@ -93,6 +121,7 @@ mod tests {
         assert_eq!((get(3, 40), get(1, 40), get(2, 40)), (2, 0, 3));
         // Larger than the cache: kept alone.
         assert_eq!((get(9, 1000), get(9, 1000), get(1, 40)), (4, 4, 5));
+        assert_eq!(cache.loads(), 6);
     }
 
     #[test]

@@ -12,7 +12,8 @@ const MAX_NAME: usize = 256;
 /// (`jpg`, `seg.png`), columns in parquet and MDS.
 ///
 /// Written after a pattern as `?image=jpg,png&label=cls&text=txt&metadata=json`; what is left out
-/// takes the container's usual names, and `none` leaves a part out.
+/// takes the container's usual names, and `none` leaves a part out. In tar shards `label=json:KEY`
+/// takes the class number from a key of the sample's metadata, `KEY.KEY` from a key within it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Fields {
     /// Candidates for the image, the first that a sample has is taken; empty for the usual ones.
@@ -33,9 +34,14 @@ pub enum Field {
     Usual,
     /// This name.
     Named(String),
+    /// The value of this key of the sample's metadata; for labels in tar shards only.
+    Json(String),
     /// Not read.
     None,
 }
+
+/// Before a key of the metadata.
+const JSON: &str = "json:";
 
 impl Field {
     /// The names to look for, given the usual ones.
@@ -43,7 +49,7 @@ impl Field {
         match self {
             Self::Usual => usual.to_vec(),
             Self::Named(name) => vec![name],
-            Self::None => Vec::new(),
+            Self::Json(_) | Self::None => Vec::new(),
         }
     }
 
@@ -52,7 +58,17 @@ impl Field {
         match self {
             Self::Usual => name == usual,
             Self::Named(named) => name == named,
-            Self::None => false,
+            Self::Json(_) | Self::None => false,
+        }
+    }
+
+    /// Refuses a key of the metadata, for containers of columns.
+    pub(crate) fn must_be_a_column(&self) -> Result<(), String> {
+        match self {
+            Self::Json(key) => Err(format!(
+                "`label={JSON}{key}` is for tar shards; name a column of integers here"
+            )),
+            _ => Ok(()),
         }
     }
 }
@@ -89,9 +105,16 @@ impl Fields {
             if value.is_empty() || value.len() > MAX_NAME * MAX_FIELDS {
                 return Err(format!("`{part}`: expected {name}=NAME"));
             }
+            let key = value.strip_prefix(JSON);
+            if key == Some("") || (key.is_some() && name != "label") {
+                return Err(format!("`{part}`: expected {name}=NAME, or label={JSON}KEY"));
+            }
             let field = || match value {
                 "none" => Field::None,
-                named => Field::Named(named.to_owned()),
+                named => key.map_or_else(
+                    || Field::Named(named.to_owned()),
+                    |key| Field::Json(key.to_owned()),
+                ),
             };
             match name {
                 "image" => {
@@ -112,6 +135,15 @@ impl Fields {
             }
         }
         Ok(fields)
+    }
+
+    /// The key of the label in a member of this extension, where labels come from the metadata.
+    pub(crate) fn label_key(&self, extension: &str) -> Option<&str> {
+        match (&self.label, &self.metadata) {
+            (Field::Json(key), Field::None) if extension == "json" => Some(key),
+            (Field::Json(key), metadata) if metadata.is(extension, "json") => Some(key),
+            _ => None,
+        }
     }
 
     /// How good a choice for the image a file of this extension is: 0 is best.
@@ -160,6 +192,8 @@ mod tests {
             ("a.tar?image=a,,b", "image="),
             ("a.tar?label=a&label=b", "twice"),
             ("a.tar?label=a&text", "text"),
+            ("a.tar?label=json:", "json:KEY"),
+            ("a.tar?text=json:caption", "text=json:caption"),
         ] {
             let text = Fields::split(bad).unwrap_err();
             assert!(text.contains(part), "{bad}: {text}");

@@ -11,12 +11,12 @@ use std::path::{Path, PathBuf};
 use crate::source::open_regular;
 
 /// Largest statistics file read, in bytes; real ones have a few thousand.
-const MAX_STATS: u64 = 4 << 20;
+pub(crate) const MAX_STATS: u64 = 4 << 20;
 /// Most kinds of failure named in a note.
 const MAX_KINDS: usize = 4;
 
 /// Rows of one shard by what became of them.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub(crate) struct Rows {
     pub(crate) total: u64,
     pub(crate) successes: u64,
@@ -58,15 +58,24 @@ pub(crate) fn parse_stats(text: &[u8]) -> Result<Rows, String> {
     })
 }
 
-/// Notes on shards: rows without an image, shards that disagree with their statistics, shards whose
-/// download was not finished. `counts` holds the number of samples found in each. Empty for shards
-/// that `img2dataset` did not write.
+/// What one shard's statistics say; nothing where there are none; why they cannot be read.
+pub(crate) type Found = Result<Option<Rows>, String>;
+
+/// Notes on shards in files.
 pub(crate) fn notes(shards: &[PathBuf], counts: &[u64]) -> Vec<String> {
+    let shards = shards.iter().zip(counts);
+    notes_on(shards.map(|(path, &count)| (path.as_path(), count, rows_of(path))))
+}
+
+/// Notes on shards: rows without an image, shards that disagree with their statistics, shards whose
+/// download was not finished. Beside each shard's path stands the number of samples found in it.
+/// Empty for shards that `img2dataset` did not write.
+pub(crate) fn notes_on<'a>(shards: impl Iterator<Item = (&'a Path, u64, Found)>) -> Vec<String> {
     let mut notes = Vec::new();
     let mut all = Rows::default();
     let (mut known, mut unknown, mut differing) = (0u64, Vec::new(), Vec::new());
-    for (path, &count) in shards.iter().zip(counts) {
-        match rows_of(path) {
+    for (path, count, found) in shards {
+        match found {
             Ok(Some(rows)) => {
                 if rows.successes != count {
                     differing.push((path, rows.successes, count));
@@ -104,7 +113,7 @@ pub(crate) fn notes(shards: &[PathBuf], counts: &[u64]) -> Vec<String> {
 }
 
 /// What is known about one shard: from its statistics, else from its table of rows.
-fn rows_of(shard: &Path) -> Result<Option<Rows>, String> {
+fn rows_of(shard: &Path) -> Found {
     let Some(stem) = shard.file_stem().and_then(|stem| stem.to_str()) else {
         return Ok(None);
     };

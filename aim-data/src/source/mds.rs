@@ -39,7 +39,7 @@ const MAX_SAMPLES: u32 = 1 << 26;
 /// Columns are told by their encoding (`jpeg`, `png`, `pil`, `bytes` hold an image; an integer
 /// called `label`, `class`, `y` or `target` the class number) unless [`Fields`] names them.
 /// Uncompressed shards are read sample by sample, compressed ones (`zstd`, `gz`) are decompressed
-/// whole and kept in a cache of 512 MiB.
+/// whole and kept in a cache of 512 MiB, or of two shards where they are larger than half of that.
 #[derive(Debug)]
 pub struct MdsSource {
     shards: Vec<Shard>,
@@ -122,7 +122,14 @@ impl MdsSource {
             this.num_classes = this.num_classes.max(place.label.map(|label| label + 1));
         }
         this.fingerprint = fingerprint.finish();
+        this.cache.reserve(this.largest_zipped().unwrap_or(0));
         Ok(this)
+    }
+
+    /// Bytes of the largest compressed shard when it is decompressed.
+    fn largest_zipped(&self) -> Option<u64> {
+        let zipped = self.shards.iter().filter(|shard| matches!(shard.file, ShardFile::Zipped));
+        zipped.map(|shard| shard.entry.raw_bytes).max()
     }
 
     fn add_folder(&mut self, path: &Path, fields: &Fields, several: bool) -> Result<()> {
@@ -401,11 +408,10 @@ impl Source for MdsSource {
         Some(&self.starts)
     }
 
-    /// As many compressed shards as the cache holds; uncompressed ones are read sample by sample.
+    /// As many compressed shards as fill half of the cache; uncompressed ones are read sample by
+    /// sample.
     fn shuffle_window(&self) -> Option<usize> {
-        let zipped = self.shards.iter().filter(|shard| matches!(shard.file, ShardFile::Zipped));
-        let largest = zipped.map(|shard| shard.entry.raw_bytes).max()?.max(1);
-        Some((CACHE_BYTES / largest).clamp(1, 1024) as usize)
+        Some(self.cache.window(self.largest_zipped()?))
     }
 
     fn fingerprint(&self) -> &str {

@@ -15,7 +15,7 @@ mod idx;
 mod ilsvrc;
 mod image_files;
 mod image_folder;
-mod img2dataset;
+pub(crate) mod img2dataset;
 mod mat;
 mod mds;
 #[cfg(feature = "parquet")]

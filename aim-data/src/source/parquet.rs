@@ -1,6 +1,8 @@
 //! [`ParquetSource`]: images in a column of parquet files, as Hugging Face stores data sets.
 
 mod columns;
+#[cfg(test)]
+mod tests;
 
 use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -37,7 +39,7 @@ const NO_LABEL: u32 = u32::MAX;
 ///
 /// Columns are told by name and type unless [`Fields`] names them. Class names are taken from the
 /// `ClassLabel` feature in the file's metadata. A row group is decoded as a whole and kept in a
-/// cache of 512 MiB. Rows without an image are defects of those samples; negative labels (as in test
+/// cache of 512 MiB, or of two row groups where they are larger than half of that. Rows without an image are defects of those samples; negative labels (as in test
 /// splits without labels) count as none.
 #[derive(Debug)]
 pub struct ParquetSource {
@@ -82,6 +84,10 @@ impl ParquetSource {
     /// [`Error::Spec`] for an unusable pattern, [`Error::Format`] for a file that is no parquet or
     /// has no image column, [`Error::Empty`] without rows.
     pub fn open(pattern: &str, limits: DecodeLimits) -> Result<Self> {
+        Self::with_cache(pattern, limits, CACHE_BYTES)
+    }
+
+    fn with_cache(pattern: &str, limits: DecodeLimits, cache_bytes: u64) -> Result<Self> {
         let spec_error = |reason| Error::Spec { spec: format!("parquet:{pattern}"), reason };
         let (pattern, fields) = Fields::split(pattern).map_err(spec_error)?;
         let mut this = Self {
@@ -95,7 +101,7 @@ impl ParquetSource {
             fingerprint: String::new(),
             notes: Vec::new(),
             limits,
-            cache: BlockCache::new(CACHE_BYTES),
+            cache: BlockCache::new(cache_bytes),
         };
         let mut fingerprint = Fingerprint::new("parquet");
         for path in paths::find_files("parquet", pattern, "parquet")? {
@@ -109,6 +115,7 @@ impl ParquetSource {
         let named = this.class_names.as_ref().map(|names| names.len() as u32);
         this.num_classes = largest.map(|label| label + 1).max(named);
         this.fingerprint = fingerprint.finish();
+        this.cache.reserve(this.largest_group());
         Ok(this)
     }
 
@@ -166,6 +173,11 @@ impl ParquetSource {
         }
         self.files.push(file_entry);
         Ok(())
+    }
+
+    /// Bytes of the largest row group.
+    fn largest_group(&self) -> u64 {
+        self.groups.iter().map(|group| group.bytes).max().unwrap_or(0)
     }
 
     /// Row group and the row's number in it.
@@ -407,10 +419,9 @@ impl Source for ParquetSource {
         Some(&self.starts)
     }
 
-    /// As many row groups as the cache holds.
+    /// As many row groups as fill half of the cache.
     fn shuffle_window(&self) -> Option<usize> {
-        let largest = self.groups.iter().map(|group| group.bytes).max().unwrap_or(0).max(1);
-        Some((CACHE_BYTES / largest).clamp(1, 1024) as usize)
+        Some(self.cache.window(self.largest_group()))
     }
 
     fn fingerprint(&self) -> &str {

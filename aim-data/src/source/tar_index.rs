@@ -3,19 +3,23 @@
 //! The `tar` crate parses header blocks; walking from one to the next is done here, so that every
 //! length is checked against the file before it is used and every complaint can name its offset.
 
+mod label;
+
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{BufReader, Read, Seek, SeekFrom};
 use std::path::Path;
 
 use crate::error::{Error, Result, ShardProblem};
-use crate::source::{Fields, open_regular};
+use crate::source::{Field, Fields, open_regular};
 
 const BLOCK: u64 = 512;
 /// Longest name or extended header accepted, in bytes.
 const MAX_EXTENDED: u64 = 1 << 16;
 /// Longest `.cls` member read, in bytes.
 const MAX_CLS: u64 = 32;
+/// Longest `.json` member read for a label, in bytes.
+const MAX_JSON: u64 = 16 << 20;
 
 /// One image of a shard.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -101,17 +105,25 @@ pub(crate) fn index_reader(
             }
         } else if fields.text.is(&extension, "txt") {
             group.beside.text = Some((member.data, member.size));
+        } else if let Some(label_key) = fields.label_key(&extension) {
+            if member.size > MAX_JSON {
+                let found = format!("in {} bytes, at most {MAX_JSON} are read", member.size);
+                let problem = ShardProblem::BadJsonLabel { key: label_key.to_owned(), found };
+                return Err(scanner.problem(member.header, key, problem));
+            }
+            let text = scanner.read_member(&member, MAX_JSON, key)?;
+            group.label = label::in_json(&text, label_key)
+                .map_err(|problem| scanner.problem(member.header, key, problem))?;
+            if fields.metadata != Field::None {
+                group.beside.metadata = Some((member.data, member.size));
+            }
         } else if fields.metadata.is(&extension, "json") {
             group.beside.metadata = Some((member.data, member.size));
         } else if fields.label.is(&extension, "cls") {
             let text = scanner.read_member(&member, MAX_CLS, key)?;
-            let label = std::str::from_utf8(&text).ok().and_then(|text| text.trim().parse().ok());
-            // u32::MAX is kept free so that label + 1 never overflows.
-            group.label = label.filter(|&label| label != u32::MAX);
-            if group.label.is_none() {
-                let found = format!("`{}`", String::from_utf8_lossy(&text).escape_debug());
-                return Err(scanner.problem(member.header, key, ShardProblem::BadLabel(found)));
-            }
+            let label = label::in_text(&text)
+                .map_err(|problem| scanner.problem(member.header, key, problem))?;
+            group.label = Some(label);
         }
         group.extensions.push(extension);
     }

@@ -14,8 +14,8 @@ use crate::sampler::DEFAULT_WINDOW_SHARDS;
 use crate::source::paths::split_list;
 use crate::source::tar_index::{TarIndex, TarSample, index_shard};
 use crate::source::{
-    Fields, Fingerprint, Payload, Sample, SampleFormat, Source, check_encoded_size, check_json,
-    glob, img2dataset, open_regular, read_exact_at, unreadable,
+    Field, Fields, Fingerprint, Payload, Sample, SampleFormat, Source, check_encoded_size,
+    check_json, glob, img2dataset, open_regular, read_exact_at, unreadable,
 };
 
 /// Shards kept open between reads. More would collide with the usual limit of 1,024 open files, so
@@ -150,12 +150,19 @@ impl WebDataset {
             crate::remote::index_all(&shards, &choice, |path, cursor, length| {
                 crate::source::tar_index::index_reader(path, cursor, length, fields)
             })?;
-        let parts = shards.into_iter().zip(indices).map(|(shard, index)| {
+        let mut statistics = Vec::with_capacity(shards.len());
+        let parts = shards.into_iter().zip(indices).map(|(shard, (index, found))| {
+            statistics.push(found);
             let path = shard.path().to_owned();
             Ok((Shard { path, place: Place::Remote(shard) }, index))
         });
         let mut this = Self::from_parts(parts, fields, limits)?;
         this.notes.extend(remark);
+        let described = this.shards.iter().zip(this.counts()).zip(statistics);
+        let described =
+            described.map(|((shard, count), found)| (shard.path.as_path(), count, found));
+        let notes = img2dataset::notes_on(described);
+        this.notes.extend(notes);
         Ok(this)
     }
 
@@ -209,6 +216,15 @@ impl WebDataset {
                 fields.image_names()
             );
             return Err(Error::Empty { location: "shards".into(), reason });
+        }
+        if let Field::Json(key) = &fields.label
+            && this.num_classes.is_none()
+        {
+            let count = this.samples.len();
+            return Err(Error::Config(format!(
+                "none of {count} samples has `{key}` in its metadata, which `?label=json:{key}` \
+                 takes labels from"
+            )));
         }
         if without_image > 0 {
             this.notes.push(format!("{without_image} keys without an image were passed over"));

@@ -128,6 +128,40 @@ fn assert_same(remote: &dyn Source, local: &dyn Source) {
 /// Keys and pixels of a batch.
 type Seen = (Vec<u64>, Vec<u8>);
 
+/// What img2dataset says about its shards is noted as for shards on disk, and kept with the index.
+#[test]
+fn statistics_beside_remote_shards_are_noted() {
+    let setup = Setup::new();
+    let indices = setup.dir.path().join("indices");
+    let options = RemoteOptions { index_dir: Some(indices.clone()), ..setup.options() };
+    let notes = |options: &RemoteOptions| {
+        setup.open("s3://bucket/train/{00..03}.tar", options).unwrap().notes().join("\n")
+    };
+    assert_eq!(notes(&setup.options()), "");
+    let stats = |successes: u32| {
+        format!(
+            "{{\"count\": 30, \"successes\": {successes}, \"failed_to_download\": 5, \
+             \"failed_to_resize\": 0, \"status_dict\": {{\"success\": 25, \"HTTP 404\": 5}}}}"
+        )
+    };
+    setup.server.put("bucket/train/00_stats.json", stats(25).as_bytes());
+    setup.server.put("bucket/train/01_stats.json", stats(24).as_bytes());
+    setup.server.put("bucket/train/02_stats.json", b"{oops");
+    let first = notes(&options);
+    assert!(first.contains("11 of 60 rows have no image (10 failed to download"), "{first}");
+    assert!(
+        first.contains("the first is s3://bucket/train/01.tar: 24 stated, 25 found"),
+        "{first}"
+    );
+    assert!(first.contains("02.tar cannot be read"), "{first}");
+    assert!(first.contains("1 shards have no _stats.json"), "{first}");
+    setup.server.take_log();
+    let again = notes(&options);
+    assert!(again.contains("11 of 60 rows have no image"), "{again}");
+    let (log, _) = setup.server.take_log();
+    assert!(log.iter().all(|request| !request.path.contains("stats")), "{log:?}");
+}
+
 /// A shuffled epoch and a half as a training run sees it.
 fn epoch(source: WebDataset, workers: usize) -> Result<Vec<Seen>, Error> {
     let batches = source.len() * 3 / 2 / 10;

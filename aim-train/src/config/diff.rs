@@ -29,6 +29,13 @@ pub fn differences(saved: &RunConfig, current: &RunConfig) -> Result<Vec<Differe
 /// Whether `section.key` may differ when a run resumes: it changes neither the weights nor the
 /// images, only speed, memory, or what is written and when.
 pub fn free_on_resume(key: &str) -> bool {
-    matches!(key, "data.workers" | "data.max_bad_fraction" | "train.threads" | "train.recompute")
-        || ["checkpoint.", "log.", "validation."].iter().any(|section| key.starts_with(section))
+    matches!(
+        key,
+        "data.workers"
+            | "data.max_bad_fraction"
+            | "data.cache_dir"
+            | "data.cache_bytes"
+            | "train.threads"
+            | "train.recompute"
+    ) || ["checkpoint.", "log.", "validation."].iter().any(|section| key.starts_with(section))
 }

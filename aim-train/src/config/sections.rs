@@ -3,6 +3,9 @@
 //! "Paper" is *Scalable Pre-training of Large Autoregressive Image Models* (arXiv 2401.08541);
 //! "ml-l3m" is the trainer its authors released later, which settles what the paper leaves open.
 
+use std::path::PathBuf;
+
+use aim_data::remote::ByteSize;
 use aim_model::config::AimConfig;
 use serde::{Deserialize, Serialize};
 
@@ -158,6 +161,13 @@ pub struct DataConfig {
     /// epoch's order of shards, and twice as many shards are needed at hand. 0, the default,
     /// shuffles local data as a whole and remote shards in windows of 16.
     pub window_shards: usize,
+    /// Folder for whole shards of object stores and web servers on the local disk. Default empty:
+    /// what `AIM_SHARD_CACHE` in the environment names, if anything. Refused by a program that was
+    /// built without the feature `object-store`.
+    pub cache_dir: PathBuf,
+    /// Most bytes of shards in that folder, such as `"20GiB"`. 0, the default: what
+    /// `AIM_SHARD_CACHE_BYTES` says, else 64 GiB.
+    pub cache_bytes: ByteSize,
 }
 
 impl Default for DataConfig {
@@ -174,6 +184,8 @@ impl Default for DataConfig {
             workers: 0,
             max_bad_fraction: 0.1,
             window_shards: 0,
+            cache_dir: PathBuf::new(),
+            cache_bytes: ByteSize(0),
         }
     }
 }

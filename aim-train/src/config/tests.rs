@@ -270,3 +270,30 @@ fn differences_list_both_values() {
     let held: Vec<_> = keys.into_iter().filter(|key| !free_on_resume(key)).collect();
     assert_eq!(held, ["model.patch_size", "train.lr"]);
 }
+
+#[test]
+fn the_cache_of_remote_shards_is_configured_or_refused() {
+    for bad in ["data.cache_bytes=20GX", "data.cache_bytes=-1"] {
+        let error = set_error(bad);
+        assert!(error.contains("data.cache_bytes"), "{bad}: {error}");
+        assert!(error.contains("such as 20GiB") || error.contains("such as \"20GiB\""), "{error}");
+    }
+    for (text, shown) in [
+        ("data.cache_bytes=20 GiB", "cache_bytes = \"20GiB\""),
+        ("data.cache_dir=/fast/shards", "cache_dir = \"/fast/shards\""),
+    ] {
+        let builder = ConfigBuilder::new().set(text).unwrap();
+        if aim_data::remote::AVAILABLE {
+            let resolved = builder.build().unwrap();
+            let toml = resolved.to_toml_with_origins().unwrap();
+            let line = toml.lines().find(|line| line.starts_with(shown)).unwrap();
+            assert!(line.ends_with("# --set"), "{line}");
+        } else {
+            let error = builder.build().unwrap_err().to_string();
+            assert!(
+                error.contains("--features object-store") && error.contains("(--set)"),
+                "{error}"
+            );
+        }
+    }
+}

@@ -1,5 +1,6 @@
 //! Ranges, and values that must fit each other.
 
+use aim_data::remote::ByteSize;
 use aim_model::ModelError;
 
 use super::error::ConfigError;
@@ -127,6 +128,19 @@ impl RunConfig {
             "data.window_shards",
             data.window_shards,
             "at most 1000000; 0 for what suits each source",
+        )?;
+        ensure(
+            data.cache_dir.as_os_str().is_empty() || aim_data::remote::AVAILABLE,
+            "data.cache_dir",
+            &data.cache_dir,
+            "nothing in a program built without `--features object-store`, which keeps no remote \
+             shards",
+        )?;
+        ensure(
+            data.cache_bytes == ByteSize(0) || aim_data::remote::AVAILABLE,
+            "data.cache_bytes",
+            data.cache_bytes,
+            "0 in a program built without `--features object-store`, which keeps no remote shards",
         )?;
         ensure(data.workers <= 1024, "data.workers", data.workers, "at most 1024; 0 for all cores")
     }

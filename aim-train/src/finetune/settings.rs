@@ -1,6 +1,6 @@
 //! [`FinetuneSettings`]: what a run is made with.
 
-use aim_data::augment::{ColorJitter, HorizontalFlip, RandomResizedCrop, Transform};
+use aim_data::augment::{RandomResizedCrop, TrainTransform, Transform};
 use serde::{Deserialize, Serialize};
 
 use crate::config::Recompute;
@@ -15,24 +15,21 @@ pub enum Augment {
     /// Crops of 60 to 100 % of the area and flips: for small sets of small images, which the paper's crops cut up.
     #[default]
     Light,
-    /// The paper's recipe for classifiers: crops of 8 to 100 % of the area, flips, colours changed by up to 30 %.
+    /// The paper's recipe for classifiers: crops of 8 to 100 % of the area, flips, colours changed by up to
+    /// 30 %, RandAugment.
     Paper,
 }
 
 impl Augment {
-    /// The transform. The one place that knows it.
-    pub fn transform(self) -> Transform {
-        let crop =
-            |least| RandomResizedCrop { scale: (least, 1.0), ..RandomResizedCrop::default() };
-        let flip = HorizontalFlip::default();
+    /// The transform, of images that are normalised with `mean`.
+    pub fn transform(self, mean: [f64; 3]) -> Transform {
         match self {
             Self::None => Transform::eval(),
-            Self::Light => Transform::Train(crop(0.6), flip, ColorJitter::default()),
-            Self::Paper => {
-                let (brightness, contrast, saturation) = (0.3, 0.3, 0.3);
-                let jitter = ColorJitter { brightness, contrast, saturation, hue: 0.0 };
-                Transform::Train(crop(0.08), flip, jitter)
-            }
+            Self::Light => Transform::Train(TrainTransform {
+                crop: RandomResizedCrop { scale: (0.6, 1.0), ..RandomResizedCrop::default() },
+                ..TrainTransform::default()
+            }),
+            Self::Paper => Transform::probe_train(mean),
         }
     }
 }

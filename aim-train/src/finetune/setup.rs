@@ -177,7 +177,7 @@ impl Finetuner {
             ..LoaderOptions::new(
                 settings.batch_size,
                 images.height as u32,
-                settings.augment.transform(),
+                settings.augment.transform(base.mean),
             )
         };
         let images_per_epoch = train.len();

@@ -4,8 +4,11 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use aim_data::augment::{ColorJitter, HorizontalFlip, RandomResizedCrop, Transform};
+use aim_data::augment::{
+    ColorJitter, HorizontalFlip, RandomResizedCrop, TrainTransform, Transform,
+};
 use aim_data::loader::{BadSamplePolicy, Batch, Loader, LoaderOptions, LoaderState};
+use aim_data::remote::{ByteSize, RemoteOptions};
 use aim_data::sampler::Mixture;
 use aim_data::source::{SampleFormat, Source, Subset};
 use aim_data::spec::{DataSpec, OpenOptions};
@@ -54,6 +57,7 @@ pub fn open_data(config: &RunConfig) -> Result<(Mixture, Arc<dyn Source>), Train
     let size = config.model.img_size;
     let options = OpenOptions {
         synthetic_size: (size.height as u32, size.width as u32),
+        remote: remote_options(config)?,
         ..OpenOptions::default()
     };
     let mut parts = Vec::new();
@@ -232,6 +236,16 @@ impl Trainer {
     }
 }
 
+/// What the configuration says about the cache of remote shards, over the environment; `None` where
+/// it says nothing.
+fn remote_options(config: &RunConfig) -> Result<Option<RemoteOptions>, TrainError> {
+    let (dir, bytes) = (&config.data.cache_dir, config.data.cache_bytes);
+    if dir.as_os_str().is_empty() && bytes == ByteSize::default() {
+        return Ok(None);
+    }
+    Ok(Some(RemoteOptions::from_env()?.configured(dir, bytes)?))
+}
+
 fn image_batch(config: &RunConfig, mixture: &Mixture) -> Result<ImageBatch, TrainError> {
     let tensors =
         mixture.sources().iter().any(|s| matches!(s.format(), SampleFormat::Tensor { .. }));
@@ -255,7 +269,7 @@ fn loader_options(config: &RunConfig) -> LoaderOptions {
     let data = &config.data;
     let crop = RandomResizedCrop { scale: data.scale.into(), ratio: data.ratio.into() };
     let [brightness, contrast, saturation, hue] = data.color_jitter;
-    let jitter = ColorJitter { brightness, contrast, saturation, hue };
+    let color_jitter = ColorJitter { brightness, contrast, saturation, hue };
     let size = config.model.img_size;
     LoaderOptions {
         height: size.height as u32,
@@ -271,7 +285,12 @@ fn loader_options(config: &RunConfig) -> LoaderOptions {
         ..LoaderOptions::new(
             config.train.batch_size,
             size.height as u32,
-            Transform::Train(crop, HorizontalFlip { p: data.flip }, jitter),
+            Transform::Train(TrainTransform {
+                crop,
+                flip: HorizontalFlip { p: data.flip },
+                color_jitter,
+                ..TrainTransform::default()
+            }),
         )
     }
 }

@@ -14,6 +14,7 @@ pub(crate) mod suite;
 
 use std::path::Path;
 
+use aim_data::augment::Transform;
 use aim_tensor::Device;
 use aim_train::durable;
 use aim_train::probe::store::Kept;
@@ -246,7 +247,7 @@ fn augmented(
         let measures: Vec<_> =
             trained.iter().map(|&kind| measure_of(task, kind, name, &layers, &settings)).collect();
         let mut extractor = task.weights.extractor(&layers, seed, &task.device)?;
-        let transform = plan::training_transform();
+        let transform = Transform::probe_train(task.weights.mean);
         measured = bench.measure_augmented(
             &measures,
             &mut extractor,

@@ -2,7 +2,6 @@
 
 use std::path::Path;
 
-use aim_data::augment::{ColorJitter, HorizontalFlip, RandomResizedCrop, Transform};
 use aim_data::source::Source;
 use aim_model::AimConfig;
 use aim_model::classifier::best_layers;
@@ -86,15 +85,6 @@ pub(super) fn settings(learning: &Learning, train_images: usize) -> ProbeTrainin
         weight_decays: given(&learning.weight_decay, recipe.weight_decays.clone()),
         ..recipe
     }
-}
-
-/// What `--augment` does to training images: a crop of 8 to 100 % of the area, a flip, and changes of colour by up to
-/// 0.3. The one place for more of it.
-pub(super) fn training_transform() -> Transform {
-    let crop = RandomResizedCrop { scale: (0.08, 1.0), ..Default::default() };
-    let jitter =
-        ColorJitter { brightness: 0.3, contrast: 0.3, saturation: 0.3, ..Default::default() };
-    Transform::Train(crop, HorizontalFlip::default(), jitter)
 }
 
 /// Everything that decides the features that are kept of a source.

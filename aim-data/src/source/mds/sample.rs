@@ -115,6 +115,7 @@ impl Layout {
             let found = fields.image.iter().find_map(|name| find(name));
             found.ok_or_else(|| format!("no column {}: {}", fields.image.join(", "), all()))?
         };
+        fields.label.must_be_a_column()?;
         let pick = |field: &Field, usual: &[&str], fits: fn(Encoding) -> bool| {
             let names = field.names(usual);
             let at =

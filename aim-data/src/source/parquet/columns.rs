@@ -53,6 +53,7 @@ impl Columns {
                 format!("no column of bytes called {}: {}", fields.image_names(), all())
             })?
         };
+        fields.label.must_be_a_column()?;
         let pick = |field: &Field, usual: &[&str], fits: fn(&DataType) -> bool| {
             let names = field.names(usual);
             let found = names.iter().find(|name| kind(name).is_some_and(fits));
