@@ -167,7 +167,7 @@ fn cell_pixel(layout: Layout, row: &Row<'_>, column: usize, y: usize, x: usize) 
     let visible = layout.patch_at(y, x) < row.prefix;
     match column {
         0 => at(row.image),
-        1 | 2 if visible => at(row.image),
+        _ if visible => at(row.image),
         1 => HIDDEN,
         _ => row.predictions.get(column - 2).map_or(HIDDEN, |prediction| at(prediction)),
     }

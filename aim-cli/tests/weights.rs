@@ -279,8 +279,9 @@ fn a_trained_head_is_exported_with_its_layers() {
     run(&mut command, 0);
     let head = probe.join("head-attentive.safetensors");
     let metadata = SafeTensors::open(&head).unwrap().metadata().clone();
-    let expected = [("heads", "2"), ("kind", "attentive"), ("layers", "0")];
-    assert_eq!(metadata, expected.map(|(key, value)| (key.to_owned(), value.to_owned())).into());
+    for (key, value) in [("heads", "2"), ("kind", "attentive"), ("layers", "0"), ("dim", "16")] {
+        assert_eq!(metadata.get(key).map(String::as_str), Some(value), "{metadata:?}");
+    }
     let out = dir.path().join("export");
     let said = run(&mut export(&run_dir, &["--head", text(&head)], &out), 0);
     assert!(said.contains("norm_eps = 1e-5") && said.contains("1e-6"), "{said}");

@@ -190,7 +190,7 @@ mod tests {
     #[test]
     fn shards_of_all_parts_follow_each_other_and_the_narrowest_window_holds() {
         let plain = || -> Box<dyn Source> {
-            Box::new(SyntheticSource::parse("noise,n=5", (4, 4)).unwrap())
+            Box::new(SyntheticSource::parse("stripes,n=5", (4, 4)).unwrap())
         };
         let joined = join(vec![
             Box::new(Sharded(vec![0, 3, 3], 7, Some(9))),

@@ -35,15 +35,15 @@ proptest! {
         rows in select(vec![1usize, 2, 17, 128, 131, 300]),
         rank in select(vec![1usize, 3, 8]),
         (outputs, segments) in select(vec![
-            (5usize, vec![0..5usize]),
-            (12, vec![0..4, 8..12]),
-            (12, vec![4..8]),
-            (30, vec![0..10, 10..20, 20..30]),
-            (9, vec![1..2, 4..9]),
+            (5usize, vec![(0, 5)]),
+            (12, vec![(0, 4), (8, 12)]),
+            (12, vec![(4, 8)]),
+            (30, vec![(0, 10), (10, 20), (20, 30)]),
+            (9, vec![(1, 2), (4, 9)]),
         ]),
         seed in any::<u64>(),
     ) {
-        let segments: Vec<Range<usize>> = segments;
+        let segments: Vec<Range<usize>> = segments.into_iter().map(|(from, to)| from..to).collect();
         let shape = LowRank { rows, rank, outputs, segments: &segments };
         let random = &mut Random::new(seed);
         let (before, u) = (random.normal(rows * outputs), random.normal(rows * shape.width()));

@@ -165,7 +165,8 @@ fn interrupted_anywhere_the_files_are_the_same_in_bits() {
     let images = dir.path().join("images");
     let source = folder(&images, &BAD);
     let one = folder(&dir.path().join("whole"), &[]);
-    let cases: [(&str, Format, &[usize], &Arc<dyn Source>); 4] = [
+    type Case<'a> = (&'a str, Format, &'a [usize], &'a Arc<dyn Source>);
+    let cases: [Case<'_>; 4] = [
         ("two.safetensors", Format::Safetensors, &[0, 1], &source),
         ("whole.safetensors", Format::Safetensors, &[0, 1], &one),
         ("one.safetensors", Format::Safetensors, &[1], &source),
@@ -340,7 +341,7 @@ fn too_many_bad_images_end_it_and_what_was_done_is_kept() {
 fn parquet_has_keys_labels_and_lists() {
     use arrow_array::cast::AsArray as _;
     use arrow_array::types::{Float16Type, Float32Type, Int64Type};
-    use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+    use ::parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 
     let dir = tempfile::tempdir().unwrap();
     let source = folder(&dir.path().join("images"), &BAD);
