@@ -230,7 +230,8 @@ struct View {
     quiet: bool,
     progress: Option<Progress>,
     skipped: u64,
-    best: f64,
+    /// Of all evaluations so far.
+    best: Option<f64>,
 }
 
 impl View {
@@ -238,7 +239,7 @@ impl View {
     const NAMED: u64 = 10;
 
     fn new(quiet: bool) -> Self {
-        Self { quiet, progress: None, skipped: 0, best: 0.0 }
+        Self { quiet, progress: None, skipped: 0, best: None }
     }
 
     fn finish(self) {
@@ -302,7 +303,8 @@ impl View {
             }
             Event::Step(metrics) => {
                 if let Some(Evaluation { accuracy, loss }) = metrics.evaluation {
-                    self.best = self.best.max(accuracy.top1);
+                    self.best =
+                        Some(self.best.map_or(accuracy.top1, |best| best.max(accuracy.top1)));
                     let text = format!(
                         "epoch {:.0}: top-1 {:.2} %, top-5 {:.2} %, loss {loss:.4}",
                         metrics.epoch,
@@ -311,11 +313,11 @@ impl View {
                     );
                     self.note(&text);
                 }
-                let best = self.best;
+                let best = self.best.map(|best| format!("top-1 {:.2} %  ", 100.0 * best));
                 if let Some(progress) = &mut self.progress {
                     progress.update(metrics.step, || {
                         let (loss, rate) = (metrics.loss, metrics.images_per_s);
-                        format!("loss {loss:.4}  top-1 {:.2} %  {rate:.0} img/s", 100.0 * best)
+                        format!("loss {loss:.4}  {}{rate:.0} img/s", best.unwrap_or_default())
                     });
                 }
             }

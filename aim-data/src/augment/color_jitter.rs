@@ -136,7 +136,9 @@ fn to_hsv([red, green, blue]: [u8; 3]) -> [u8; 3] {
     } else {
         4.0 + below_green - below_red
     };
-    let hue = ((f64::from(sector as f32) / 6.0 + 1.0) % 1.0) as f32;
+    // From 5/6 to 11/6: one subtraction is the remainder by 1, and exact.
+    let turn = f64::from(sector as f32) / 6.0 + 1.0;
+    let hue = if turn >= 1.0 { turn - 1.0 } else { turn } as f32;
     [(f64::from(hue) * 255.0) as u8, (f64::from(saturation) * 255.0) as u8, most]
 }
 
@@ -145,14 +147,14 @@ fn from_hsv([hue, saturation, value]: [u8; 3]) -> [u8; 3] {
         return [value; 3];
     }
     let place = f64::from(hue) * 6.0 / 255.0;
-    let sector = place.floor();
-    let part = f64::from((place - sector) as f32);
+    let sector = place as u8;
+    let part = f64::from((place - f64::from(sector)) as f32);
     let saturation = f64::from((f64::from(saturation) / 255.0) as f32);
-    let level = |share: f64| (f64::from(value) * share).round() as u8;
+    let level = |share: f64| nearest(f64::from(value) * share);
     let low = level(1.0 - saturation);
     let falling = level(1.0 - saturation * part);
     let rising = level(1.0 - saturation * (1.0 - part));
-    match sector as u8 % 6 {
+    match sector % 6 {
         0 => [value, rising, low],
         1 => [falling, value, low],
         2 => [low, value, rising],
@@ -160,6 +162,12 @@ fn from_hsv([hue, saturation, value]: [u8; 3]) -> [u8; 3] {
         4 => [rising, low, value],
         _ => [value, low, falling],
     }
+}
+
+/// `f64::round` from 0 to 255, without the call that it is on processors before SSE4.1.
+fn nearest(level: f64) -> u8 {
+    let whole = level as u8;
+    whole + u8::from(level - f64::from(whole) >= 0.5)
 }
 
 #[cfg(test)]

@@ -339,9 +339,9 @@ fn too_many_bad_images_end_it_and_what_was_done_is_kept() {
 #[cfg(feature = "parquet")]
 #[test]
 fn parquet_has_keys_labels_and_lists() {
+    use ::parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
     use arrow_array::cast::AsArray as _;
     use arrow_array::types::{Float16Type, Float32Type, Int64Type};
-    use ::parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 
     let dir = tempfile::tempdir().unwrap();
     let source = folder(&dir.path().join("images"), &BAD);

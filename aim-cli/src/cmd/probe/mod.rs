@@ -6,6 +6,7 @@
 //! - [`figure`]: the pictures
 //! - [`suite`]: many pairs of data sets
 
+mod bench;
 mod figure;
 mod measure;
 mod plan;
@@ -27,10 +28,12 @@ use crate::cmd::Usage;
 use crate::progress::note;
 use crate::weights::{Weights, open_device};
 
-pub(crate) use measure::{Bench, Measure};
+pub(crate) use bench::Bench;
+pub(crate) use measure::Measure;
 pub(crate) use row::Results;
 
-use measure::{Measured, Memory};
+use bench::{Memory, Which};
+use measure::Measured;
 use plan::{Layers, settings};
 
 pub(crate) fn run(args: &Probe, quiet: bool) -> Result<()> {
@@ -144,8 +147,8 @@ fn stores(
         let key = plan::key(task.weights, layers, seed, kept, bench.source(which), bench.options());
         bench.extract(&mut extractor, which, kept, &mut memory, name, key)
     };
-    let train = with_train.then(|| of(measure::Which::Train)).transpose()?;
-    Ok((train, of(measure::Which::Val)?))
+    let train = with_train.then(|| of(Which::Train)).transpose()?;
+    Ok((train, of(Which::Val)?))
 }
 
 /// What the options say of one measurement.

@@ -3,25 +3,27 @@
 //! Values lie as `[images, blocks, tokens, dim]`. A file goes into a directory of the caller's beside a small JSON file
 //! that says what it is of; it is found again by a later run that asks for exactly the same.
 
-use std::fs::{self, File};
-use std::io::{BufWriter, Write as _};
+mod view;
+mod writer;
+
+use std::fs::File;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use aim_data::loader::Skipped;
 use aim_data::source::Source;
-use aim_kernels::attention_pool::Tokens;
-use aim_kernels::cpu::pool;
 use aim_model::features::FeatureExtractor;
 use half::bf16;
 use half::slice::HalfFloatSliceExt as _;
 use serde::{Deserialize, Serialize};
 
-use super::features::{FeatureSet, Features, ImageOptions, for_each_batch, push_labels};
-use crate::error::{TrainError, free_bytes};
+use self::writer::{Opened, Writer};
+use super::features::{FeatureSet, ImageOptions, for_each_batch, push_labels};
+use crate::error::TrainError;
 use crate::signals::Stop;
-use crate::{checkpoint, durable};
+
+pub use view::View;
 
 /// Type that features are kept in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -70,9 +72,6 @@ pub struct Place {
     pub key: String,
 }
 
-/// Left free on the disk.
-const DISK_MARGIN: u64 = 1 << 30;
-
 /// Sizes of a store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Shape {
@@ -102,17 +101,6 @@ pub struct FeatureStore {
     indices: Vec<u32>,
     data: Data,
 }
-
-/// The JSON file beside a file of features.
-#[derive(Serialize, Deserialize)]
-struct Description {
-    version: u32,
-    key: String,
-    shape: Shape,
-    images: usize,
-}
-
-const VERSION: u32 = 1;
 
 impl FeatureStore {
     /// Runs the trunk over every labelled image, or finds a file where that was done.
@@ -224,7 +212,7 @@ impl FeatureStore {
         if blocks.is_empty() || blocks.iter().any(|&block| block >= self.shape.blocks) {
             return Err(TrainError::Internal("a view of blocks that are not kept"));
         }
-        Ok(View { store: self, blocks: blocks.to_vec(), wide: Vec::new(), narrow: Vec::new() })
+        Ok(View::new(self, blocks.to_vec()))
     }
 
     /// First value of a block of an image.
@@ -277,278 +265,10 @@ impl From<FeatureSet> for FeatureStore {
     }
 }
 
-impl View<'_> {
-    /// Index of each image in its source.
-    pub fn indices(&self) -> &[u32] {
-        &self.store.indices
-    }
-}
-
-/// The mean of some blocks of a store. A single block in memory is used where it is.
-pub struct View<'a> {
-    store: &'a FeatureStore,
-    blocks: Vec<usize>,
-    wide: Vec<f32>,
-    narrow: Vec<bf16>,
-}
-
-impl Features for View<'_> {
-    fn labels(&self) -> &[i32] {
-        &self.store.labels
-    }
-
-    fn tokens(&self) -> usize {
-        self.store.shape.tokens
-    }
-
-    fn dim(&self) -> usize {
-        self.store.shape.dim
-    }
-
-    fn batch(
-        &mut self,
-        images: &[u32],
-        f: &mut dyn FnMut(Tokens<'_>) -> Result<(), TrainError>,
-    ) -> Result<(), TrainError> {
-        let (store, stride) = (self.store, self.store.shape.stride());
-        if let &[block] = &self.blocks[..] {
-            let start = |image: &u32| store.start(*image as usize, block);
-            match &store.data {
-                Data::Fp32(values) => {
-                    let slices: Vec<&[f32]> =
-                        images.iter().map(|image| &values[start(image)..][..stride]).collect();
-                    return f(Tokens::F32(&slices));
-                }
-                Data::Bf16(values) => {
-                    let slices: Vec<&[bf16]> =
-                        images.iter().map(|image| &values[start(image)..][..stride]).collect();
-                    return f(Tokens::Bf16(&slices));
-                }
-                Data::File(file, path) if store.shape.dtype == FeatureDtype::Bf16 => {
-                    self.narrow.resize(images.len() * stride, bf16::ZERO);
-                    each_image(&mut self.narrow, stride, |i, narrow| {
-                        let bytes = bytemuck::cast_slice_mut(narrow);
-                        read_at(file, path, bytes, 2 * start(&images[i]) as u64)
-                    })?;
-                    let slices: Vec<&[bf16]> = self.narrow.chunks_exact(stride).collect();
-                    return f(Tokens::Bf16(&slices));
-                }
-                Data::File(..) => {}
-            }
-        }
-        self.wide.resize(images.len() * stride, 0.0);
-        let blocks = &self.blocks;
-        each_image(&mut self.wide, stride, |i, mean| {
-            let image = images[i] as usize;
-            if let &[block] = &blocks[..] {
-                return store.read_wide(image, block, mean);
-            }
-            // The order and the arithmetic of the extractor's own mean: a window of a sweep has the features of a run
-            // with these layers.
-            let share = 1.0 / blocks.len() as f32;
-            let mut one = vec![0.0; stride];
-            mean.fill(0.0);
-            for &block in blocks {
-                store.read_wide(image, block, &mut one)?;
-                mean.iter_mut().zip(&one).for_each(|(sum, v)| *sum += share * v);
-            }
-            Ok(())
-        })?;
-        let slices: Vec<&[f32]> = self.wide.chunks_exact(stride).collect();
-        f(Tokens::F32(&slices))
-    }
-}
-
-/// Fills each image's values on the kernels' threads; the first error of the lowest image.
-fn each_image<T: Send>(
-    values: &mut [T],
-    stride: usize,
-    fill: impl Fn(usize, &mut [T]) -> Result<(), TrainError> + Sync,
-) -> Result<(), TrainError> {
-    let failed: Mutex<Option<(usize, TrainError)>> = Mutex::new(None);
-    pool::for_each_chunk(values, stride, |image, values| {
-        if let Err(error) = fill(image, values) {
-            let mut failed = failed.lock().unwrap_or_else(PoisonError::into_inner);
-            if failed.as_ref().is_none_or(|(first, _)| image < *first) {
-                *failed = Some((image, error));
-            }
-        }
-    });
-    match failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
-        Some((_, error)) => Err(error),
-        None => Ok(()),
-    }
-}
-
-enum Opened {
-    Found(FeatureStore),
-    New(Writer),
-}
-
-enum Sink {
-    Fp32(Vec<f32>),
-    Bf16(Vec<bf16>),
-    File(BufWriter<File>, PathBuf),
-}
-
-/// A store that is being filled.
-struct Writer {
-    shape: Shape,
-    sink: Sink,
-    narrow: Vec<bf16>,
-}
-
-impl Place {
-    fn file(&self, extension: &str) -> PathBuf {
-        self.dir.join(format!("{}.{extension}", self.name))
-    }
-}
-
-impl Writer {
-    fn open(shape: Shape, images: u64, place: &Place) -> Result<Opened, TrainError> {
-        let values = images.saturating_mul((shape.blocks * shape.stride()) as u64);
-        let bytes = values.saturating_mul(shape.dtype.bytes());
-        let new = |sink| Ok(Opened::New(Self { shape, sink, narrow: Vec::new() }));
-        if bytes <= place.memory_bytes
-            && let Ok(len) = usize::try_from(values)
-        {
-            let (mut wide, mut narrow) = (Vec::new(), Vec::new());
-            let reserved = match shape.dtype {
-                FeatureDtype::Fp32 => wide.try_reserve_exact(len),
-                FeatureDtype::Bf16 => narrow.try_reserve_exact(len),
-            };
-            if reserved.is_ok() {
-                return new(match shape.dtype {
-                    FeatureDtype::Fp32 => Sink::Fp32(wide),
-                    FeatureDtype::Bf16 => Sink::Bf16(narrow),
-                });
-            }
-        }
-        if let Some(store) = find(shape, place) {
-            return Ok(Opened::Found(store));
-        }
-        durable::create_dir(&place.dir)?;
-        let unfinished = place.file("unfinished");
-        // What an interrupted run or one on other data left would take the room of this one.
-        for old in [&unfinished, &place.file("features"), &place.file("json")] {
-            match fs::remove_file(old) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                    return Err(TrainError::io("remove", old, error));
-                }
-                _ => {}
-            }
-        }
-        let free = free_bytes(&place.dir).map(|free| free.saturating_sub(DISK_MARGIN));
-        let available = free.unwrap_or(u64::MAX).min(place.disk_bytes);
-        if bytes > available {
-            return Err(TrainError::NoRoom {
-                what: "features that are computed once",
-                path: place.dir.clone(),
-                needed_bytes: bytes,
-                available_bytes: available,
-                instead: "take bf16 features, fewer images or layers, a larger --cache-bytes or --cache-disk-bytes, \
-                          or another --out",
-            });
-        }
-        let file = File::options().write(true).read(true).create_new(true).open(&unfinished);
-        let file = file.map_err(|source| TrainError::io("create", &unfinished, source))?;
-        new(Sink::File(BufWriter::with_capacity(1 << 20, file), unfinished))
-    }
-
-    fn push(&mut self, values: &[f32]) -> Result<(), TrainError> {
-        match &mut self.sink {
-            Sink::Fp32(all) => all.extend_from_slice(values),
-            Sink::Bf16(all) => {
-                let start = all.len();
-                all.resize(start + values.len(), bf16::ZERO);
-                all[start..].convert_from_f32_slice(values);
-            }
-            Sink::File(file, path) => {
-                let bytes: &[u8] = match self.shape.dtype {
-                    FeatureDtype::Fp32 => bytemuck::cast_slice(values),
-                    FeatureDtype::Bf16 => {
-                        self.narrow.resize(values.len(), bf16::ZERO);
-                        self.narrow.convert_from_f32_slice(values);
-                        bytemuck::cast_slice(&self.narrow)
-                    }
-                };
-                file.write_all(bytes).map_err(|source| TrainError::io("write", path, source))?;
-            }
-        }
-        Ok(())
-    }
-
-    fn finish(
-        self,
-        labels: Vec<i32>,
-        indices: Vec<u32>,
-        place: &Place,
-    ) -> Result<FeatureStore, TrainError> {
-        let Self { shape, sink, .. } = self;
-        let data = match sink {
-            Sink::Fp32(values) => Data::Fp32(values),
-            Sink::Bf16(values) => Data::Bf16(values),
-            Sink::File(mut file, unfinished) => {
-                let io = |op: &'static str| {
-                    let unfinished = unfinished.clone();
-                    move |source| TrainError::io(op, &unfinished, source)
-                };
-                let ends = file
-                    .write_all(bytemuck::cast_slice(&labels))
-                    .and_then(|()| file.write_all(bytemuck::cast_slice(&indices)));
-                ends.map_err(io("write"))?;
-                let file = file.into_inner().map_err(|error| io("write")(error.into_error()))?;
-                file.sync_all().map_err(io("sync"))?;
-                let path = place.file("features");
-                durable::rename(&unfinished, &path)?;
-                let description = Description {
-                    version: VERSION,
-                    key: place.key.clone(),
-                    shape,
-                    images: labels.len(),
-                };
-                let text = serde_json::to_vec(&description).map_err(|error| TrainError::Json {
-                    path: place.file("json"),
-                    reason: error.to_string(),
-                })?;
-                durable::replace(&place.file("json"), &text)?;
-                Data::File(file, path)
-            }
-        };
-        Ok(FeatureStore { shape, labels, indices, data })
-    }
-
-    fn abandon(self) {
-        if let Sink::File(_, path) = self.sink {
-            // Best effort: the error that led here is the one to report, and the next run removes it too.
-            let _ = fs::remove_file(path);
-        }
-    }
-}
-
-/// A finished file of exactly these features.
-fn find(shape: Shape, place: &Place) -> Option<FeatureStore> {
-    let name = format!("{}.json", place.name);
-    let found: Description = checkpoint::read_json(&place.dir, &name).ok()?;
-    let same = found.version == VERSION && found.key == place.key && found.shape == shape;
-    let path = place.file("features");
-    let file = File::open(&path).ok()?;
-    let bytes = (found.images as u64)
-        .checked_mul((shape.blocks * shape.stride()) as u64)?
-        .checked_mul(shape.dtype.bytes())?;
-    if !same || Some(file.metadata().ok()?.len()) != bytes.checked_add(8 * found.images as u64) {
-        return None;
-    }
-    let mut ends = vec![0; 2 * found.images];
-    read_at(&file, &path, bytemuck::cast_slice_mut(&mut ends), bytes).ok()?;
-    let (labels, indices) = ends.split_at(found.images);
-    let indices = indices.iter().map(|&index: &i32| index as u32).collect();
-    Some(FeatureStore { shape, labels: labels.to_vec(), indices, data: Data::File(file, path) })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::probe::features::Features as _;
 
     fn place(dir: &Path, memory_bytes: u64, key: &str) -> Place {
         let (name, key) = ("train".to_owned(), key.to_owned());
