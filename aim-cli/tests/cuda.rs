@@ -120,6 +120,50 @@ fn features_on_cuda_are_those_of_the_cpu_up_to_rounding() {
 }
 
 #[test]
+fn adapters_train_on_cuda_and_a_resumed_run_has_the_same_bits() {
+    let dir = tempfile::tempdir().unwrap();
+    let base = dir.path().join("base");
+    let Some(mut command) = emulated(pretrain_on("cuda", &base, 3, &[])) else { return };
+    run(&mut command, 0);
+    let data = "synthetic:stripes,n=24,size=16,classes=3";
+    let finetune = |device: &str, out: &Path| {
+        let mut command = aim();
+        command.args(["finetune", "--train", data, "--val", data, "--batch-size", "8"]);
+        command.args(["--epochs", "3", "--device", device, "--json", "--checkpoint"]).arg(&base);
+        emulated(command).unwrap().arg("--out").arg(out).output().unwrap()
+    };
+    let answer = |output: &std::process::Output| -> serde_json::Value {
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{errors}");
+        serde_json::from_slice(&output.stdout).unwrap()
+    };
+    let [whole, again, cpu] = ["whole", "again", "cpu"].map(|name| dir.path().join(name));
+    let found = answer(&finetune("cuda", &whole));
+    let expected = answer(&finetune("cpu", &cpu));
+    let loss = |answer: &serde_json::Value| answer["loss"].as_f64().unwrap();
+    assert!((loss(&found) / loss(&expected) - 1.0).abs() < 0.02, "{found} {expected}");
+
+    // As if it had been killed after its second epoch.
+    answer(&finetune("cuda", &again));
+    for name in ["adapter_model.safetensors", "checkpoints/step-00000009"] {
+        let path = again.join(name);
+        if path.is_dir() {
+            fs::remove_dir_all(path).unwrap()
+        } else {
+            fs::remove_file(path).unwrap()
+        }
+    }
+    assert_eq!(answer(&finetune("cuda", &again)), found);
+    for name in ["adapter_model.safetensors", "head.safetensors"] {
+        assert_eq!(fs::read(again.join(name)).unwrap(), fs::read(whole.join(name)).unwrap());
+    }
+    let mut command = aim();
+    command.args(["finetune", "eval", "--json", "--device", "cuda", "--data", data]);
+    command.arg("--checkpoint").arg(&base).arg("--adapter").arg(&whole);
+    assert_eq!(answer(&emulated(command).unwrap().output().unwrap()), found);
+}
+
+#[test]
 fn what_no_kernel_does_is_said_before_anything_runs() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("run");

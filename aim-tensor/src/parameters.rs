@@ -4,6 +4,7 @@
 //! are ranges: the optimizer and a gradient norm are one pass over memory. Each tensor starts on a cache line; the
 //! padding between tensors is zero and stays zero.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
@@ -185,7 +186,7 @@ impl Parameters {
     ///
     /// # Errors
     /// When a device fails.
-    pub fn download(&self) -> Result<std::borrow::Cow<'_, [f32]>, TensorError> {
+    pub fn download(&self) -> Result<Cow<'_, [f32]>, TensorError> {
         Ok(match &self.device {
             Some(there) => there.download(&self.layout)?.into(),
             None => self.values.as_slice().into(),
@@ -196,7 +197,7 @@ impl Parameters {
     ///
     /// # Errors
     /// When a device fails.
-    pub fn download_grads(&self) -> Result<std::borrow::Cow<'_, [f32]>, TensorError> {
+    pub fn download_grads(&self) -> Result<Cow<'_, [f32]>, TensorError> {
         Ok(match &self.device {
             Some(there) => there.download_like(&self.layout, there.grads())?.into(),
             None => self.grads.as_slice().into(),
@@ -238,6 +239,49 @@ impl Parameters {
     /// Values of one parameter, to write.
     pub fn value_mut(&mut self, id: ParamId) -> &mut [f32] {
         &mut self.values[self.layout.get(id).range.clone()]
+    }
+
+    /// Values of one parameter, copied from wherever they are.
+    ///
+    /// # Errors
+    /// When a device fails.
+    pub fn read(&self, id: ParamId) -> Result<Cow<'_, [f32]>, TensorError> {
+        let Some(there) = &self.device else { return Ok(self.value(id).into()) };
+        let mut values = vec![0.0; self.layout.get(id).range.len()];
+        there.read(id, &mut values)?;
+        Ok(values.into())
+    }
+
+    /// Overwrites the values of one parameter, wherever they are.
+    ///
+    /// # Errors
+    /// When a device fails.
+    ///
+    /// # Panics
+    /// If the number of values is another one.
+    pub fn write(&mut self, id: ParamId, values: &[f32]) -> Result<(), TensorError> {
+        assert_eq!(values.len(), self.layout.get(id).range.len(), "a parameter's values");
+        match &self.device {
+            Some(there) => there.write(id, values)?,
+            None => self.value_mut(id).copy_from_slice(values),
+        }
+        Ok(())
+    }
+
+    /// A copy on the CPU of parameters on a device, for files: those that are not wanted are zero, and take no memory
+    /// until they are written. `None` on the CPU.
+    ///
+    /// # Errors
+    /// When memory is short or a device fails.
+    pub fn fetch(&self, wanted: impl Fn(&str) -> bool) -> Result<Option<Self>, TensorError> {
+        let Some(there) = &self.device else { return Ok(None) };
+        let mut copy = Self::without_gradients(self.layout.clone())?;
+        for (index, param) in self.layout.iter().enumerate() {
+            if wanted(&param.spec.name) {
+                there.read(ParamId(index as u32), &mut copy.values[param.range.clone()])?;
+            }
+        }
+        Ok(Some(copy))
     }
 
     /// Gradient of one parameter; `None` if it does not train.

@@ -1,10 +1,10 @@
 //! Which values of a tape are f32 and which bf16, and what the kernels of each storage need beside them.
 
-use aim_kernels::{batch_norm, layer_norm, linear, prefix_attention};
+use aim_kernels::{attention_pool, batch_norm, layer_norm, linear, prefix_attention};
 
 use crate::device::Storage;
 use crate::kernel_shape::{
-    self, attention_shape, batch_norm_shape, layer_norm_shape, linear_shape,
+    self, attention_pool_shape, attention_shape, batch_norm_shape, layer_norm_shape, linear_shape,
 };
 use crate::shape::DType;
 use crate::tape::{Op, Source, Tape, Var};
@@ -18,11 +18,21 @@ pub(crate) fn dtypes(tape: &Tape, storage: Storage) -> Vec<DType> {
     if storage == Storage::Fp32 {
         return dtypes;
     }
-    // A head's predictions and logits go to a loss in the precision of the accumulator that made them.
+    // A head's predictions and logits go to a loss, or to nothing but the caller, in the precision of the accumulator
+    // that made them.
     let scored = |var: Var| {
         tape.nodes.iter().any(|node| match node.op {
             Op::PatchLoss { pred, .. } => pred == var,
             Op::CrossEntropy { logits, .. } | Op::SoftCrossEntropy { logits, .. } => logits == var,
+            _ => false,
+        })
+    };
+    let answer = |var: Var| {
+        tape.values[var.index()].output && !tape.nodes.iter().any(|n| n.op.inputs().contains(&var))
+    };
+    let pooled = |var: Var| {
+        tape.nodes.iter().any(|node| match node.op {
+            Op::BatchNorm { x, .. } | Op::MeanPool { x } => x == var,
             _ => false,
         })
     };
@@ -36,7 +46,12 @@ pub(crate) fn dtypes(tape: &Tape, storage: Storage) -> Vec<DType> {
             | Op::SoftCrossEntropy { .. } => DType::F32,
             // Probes work on features that came as f32.
             Op::BatchNorm { .. } | Op::MeanPool { .. } | Op::AttentionPool { .. } => DType::F32,
+            Op::Linear { residual: None, low_rank: None, .. } if answer(Var(i as u32)) => {
+                DType::F32
+            }
             Op::Linear { .. } if scored(Var(i as u32)) => DType::F32,
+            // Features that a classifier normalises: a mean of layers keeps the digits that their sum has.
+            Op::Average { .. } if pooled(Var(i as u32)) => DType::F32,
             _ => DType::Bf16,
         };
     }
@@ -100,6 +115,9 @@ pub(crate) fn backward_scratch(
         }
         Op::BatchNorm { x, running: None, eps } => {
             batch_norm::cuda::scratch_len(batch_norm_shape(tape.shape(x), eps))
+        }
+        Op::AttentionPool { x, query, heads, .. } => {
+            attention_pool::cuda::backward_scratch(attention_pool_shape(tape, x, query, heads))
         }
         _ => 0,
     }

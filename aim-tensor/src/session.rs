@@ -287,19 +287,27 @@ impl Session {
     ///
     /// # Errors
     /// When `var` was not made by a batch norm with the batch's own statistics.
-    pub fn batch_statistics(&self, var: Var) -> Result<(&[f32], &[f32]), TensorError> {
+    pub fn batch_statistics(&self, var: Var) -> Result<[Cow<'_, [f32]>; 2], TensorError> {
         let value = &self.tape.values[var.index()];
         if let Source::Node(node) = value.source {
             let batch_norm =
                 matches!(self.tape.nodes[node as usize].op, Op::BatchNorm { running: None, .. });
-            if let (true, Some(buffer), Place::Host(arena)) =
-                (batch_norm, self.plan.stats[node as usize], &self.memory)
-            {
-                let stats = arena.read(self.plan.span(buffer));
-                return Ok(stats.split_at(stats.len() / 2));
+            if let (true, Some(buffer)) = (batch_norm, self.plan.stats[node as usize]) {
+                let (span, dim) = (self.plan.span(buffer), value.shape.last());
+                return Ok(match &self.memory {
+                    Place::Host(arena) => {
+                        let (mean, rstd) = arena.read(span).split_at(dim);
+                        [mean.into(), rstd.into()]
+                    }
+                    Place::Device(store) => {
+                        let mut mean = store.download(span, 2 * dim, DType::F32)?;
+                        let rstd = mean.split_off(dim);
+                        [mean.into(), rstd.into()]
+                    }
+                });
             }
         }
-        Err(unreadable("the output of a batch norm on the CPU", value.shape))
+        Err(unreadable("the output of a batch norm over its own batch", value.shape))
     }
 }
 

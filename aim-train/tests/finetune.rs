@@ -16,8 +16,8 @@ use aim_model::finetune::FinetuneModel;
 use aim_model::init::initialize;
 use aim_model::lora::LoraConfig;
 use aim_model::weights::{self, MlAimConfig};
-use aim_tensor::Philox;
 use aim_tensor::io::safetensors::{SafeTensors, write_file};
+use aim_tensor::{Device, Philox};
 use aim_train::finetune::{AdapterDir, Augment, Base, Event, FinetuneSettings, Finetuner, Open};
 use aim_train::finetune::{files, merge};
 use aim_train::probe::features::for_each_batch;
@@ -154,6 +154,7 @@ fn open(
         layers: vec![0, 1],
         head: None,
         settings,
+        device: Device::Cpu,
     };
     Finetuner::open(open, run, &mut |_: Event<'_>| {})
 }

@@ -133,7 +133,8 @@ pub(crate) struct RecipeArgs {
     /// Threads that load images; one a core by default
     #[arg(long, value_name = "N")]
     pub(crate) workers: Option<u32>,
-    /// What the backward pass computes again to save memory: none, norms, norms_gelu or block
+    /// What the backward pass computes again to save memory: none, norms, norms_gelu or block; by default none on the
+    /// CPU, and as little as fits on a GPU
     #[arg(long, value_name = "LEVEL", value_parser = ["none", "norms", "norms_gelu", "block"])]
     pub(crate) recompute: Option<String>,
 }

@@ -9,7 +9,7 @@ use aim_train::finetune::{
     self, AdapterDir, Augment, Base, Evaluation, Event, FinetuneSettings, Finetuner, Open,
 };
 use aim_train::signals::Stop;
-use aim_train::trainer::{self, DeviceChoice};
+use aim_train::trainer;
 use anyhow::{Result, bail};
 use serde_json::json;
 
@@ -21,7 +21,7 @@ use crate::args::finetune::{
 use crate::progress::{Pace, Progress, note, warn};
 use crate::stdout;
 use crate::table::{Table, bytes, thousands};
-use crate::weights::{Weights, parse_layers};
+use crate::weights::{Weights, open_device, parse_layers};
 
 pub(crate) fn run(args: &Finetune, quiet: bool) -> Result<Outcome> {
     match &args.command {
@@ -30,17 +30,6 @@ pub(crate) fn run(args: &Finetune, quiet: bool) -> Result<Outcome> {
         Some(FinetuneCommand::Unmerge(args)) => unmerge(args, quiet).map(|()| Outcome::Done),
         None => train(&args.train, quiet),
     }
-}
-
-/// Attentive classifiers have no CUDA kernel, and the classifier trains with the trunk in every step.
-fn only_cpu(choice: DeviceChoice) -> Result<()> {
-    if let DeviceChoice::Cuda(_) = choice {
-        bail!(
-            "finetune on CUDA is not available: the attentive classifier, which trains with the \
-             adapters, has no CUDA kernel; use --device cpu"
-        );
-    }
-    Ok(())
 }
 
 impl Weights {
@@ -100,10 +89,11 @@ fn settings(args: &RecipeArgs) -> FinetuneSettings {
         checkpoint_steps: args.checkpoint_steps.unwrap_or(default.checkpoint_steps),
         workers: size(args.workers, default.workers),
         recompute: match args.recompute.as_deref() {
+            Some("none") => Recompute::None,
             Some("norms") => Recompute::Norms,
             Some("norms_gelu") => Recompute::NormsGelu,
             Some("block") => Recompute::Block,
-            _ => Recompute::None,
+            _ => default.recompute,
         },
     }
 }
@@ -114,7 +104,6 @@ fn train(args: &FinetuneTrain, quiet: bool) -> Result<Outcome> {
     else {
         bail!(Usage("expected --checkpoint, --train, --val and --out".into()));
     };
-    only_cpu(args.device.device)?;
     let settings = settings(&args.recipe);
     settings.validate().map_err(|error| Usage(format!("--{error}")))?;
     let weights = Weights::open(checkpoint)?;
@@ -131,6 +120,7 @@ fn train(args: &FinetuneTrain, quiet: bool) -> Result<Outcome> {
         layers,
         head: args.head.clone(),
         settings,
+        device: open_device(args.device.device, quiet)?,
     };
     let mut trainer = Finetuner::open(open, out, &mut |event: Event<'_>| view.show(&event))?;
     let outcome = trainer.run(&stop, &mut |event: Event<'_>| view.show(&event));
@@ -178,7 +168,7 @@ fn print(evaluation: &Evaluation, as_json: bool) -> Result<()> {
 }
 
 fn eval(args: &FinetuneEval, quiet: bool) -> Result<()> {
-    only_cpu(args.device.device)?;
+    let device = open_device(args.device.device, quiet)?;
     let weights = Weights::open(&args.checkpoint)?;
     let name = args.checkpoint.display().to_string();
     let base = weights.base(&name);
@@ -192,6 +182,7 @@ fn eval(args: &FinetuneEval, quiet: bool) -> Result<()> {
         (None, None) => Some(parse_layers("last:6", weights.config.num_blocks)?),
     };
     let (model, params) = merge::load(&base, &adapter, layers.as_deref(), args.head.as_deref())?;
+    let params = params.to(&device)?;
     let source = aim_data::spec::open(&args.data)?;
     let workers = std::thread::available_parallelism().map_or(1, |n| n.get());
     let pace = Pace::Every(Duration::from_secs(10));

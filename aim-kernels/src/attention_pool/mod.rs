@@ -26,6 +26,7 @@
 //! [`grid`] pools the same normalised features for several independent sets of weights in one pass: a grid of probes.
 
 pub mod cpu;
+pub mod cuda;
 pub mod grid;
 mod products;
 mod tokens;

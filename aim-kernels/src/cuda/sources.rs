@@ -7,6 +7,7 @@ pub const FILES: &[(&str, &str)] = &[
     ("vector.cuh", include_str!("vector.cuh")),
     ("prefix_attention.cuh", include_str!("../prefix_attention/prefix_attention.cuh")),
     ("adamw.cu", include_str!("../adamw/adamw.cu")),
+    ("attention_pool.cu", include_str!("../attention_pool/attention_pool.cu")),
     ("batch_norm.cu", include_str!("../batch_norm/batch_norm.cu")),
     ("cast.cu", include_str!("../cast/cast.cu")),
     ("elementwise.cu", include_str!("../elementwise/elementwise.cu")),

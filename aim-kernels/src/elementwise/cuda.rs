@@ -1,4 +1,4 @@
-//! Element-wise sums on CUDA: bf16 values, added in f32 and rounded once.
+//! Element-wise sums on CUDA: computed in f32 and rounded once; of bf16 values where a name says nothing.
 
 use half::bf16;
 
@@ -49,4 +49,40 @@ pub fn scale(
     let args = Args::new().slice(x).f32(factor).slice(y).u64(y.len()).bool(accumulate).bool(wide);
     // SAFETY: the kernel's arguments; it touches y.len() values of each.
     unsafe { gpu.launch("elementwise_scale", vector::map(y.len()), args) }
+}
+
+/// As [`scale`], into f32.
+///
+/// # Errors
+/// [`CudaError::Driver`].
+pub fn scale_to_f32(
+    gpu: &Gpu,
+    x: DeviceSlice<'_, bf16>,
+    factor: f32,
+    y: DeviceSlice<'_, f32>,
+    accumulate: bool,
+) -> Result<(), CudaError> {
+    assert_eq!(x.len(), y.len(), "scale: x and y");
+    let wide = vector::aligned([x.ptr(), y.ptr()]);
+    let args = Args::new().slice(x).f32(factor).slice(y).u64(y.len()).bool(accumulate).bool(wide);
+    // SAFETY: the kernel's arguments; it touches y.len() values of each.
+    unsafe { gpu.launch("elementwise_scale_to_f32", vector::each(y.len()), args) }
+}
+
+/// As [`scale`], from f32.
+///
+/// # Errors
+/// [`CudaError::Driver`].
+pub fn scale_to_bf16(
+    gpu: &Gpu,
+    x: DeviceSlice<'_, f32>,
+    factor: f32,
+    y: DeviceSlice<'_, bf16>,
+    accumulate: bool,
+) -> Result<(), CudaError> {
+    assert_eq!(x.len(), y.len(), "scale: x and y");
+    let wide = vector::aligned([x.ptr(), y.ptr()]);
+    let args = Args::new().slice(x).f32(factor).slice(y).u64(y.len()).bool(accumulate).bool(wide);
+    // SAFETY: the kernel's arguments; it touches y.len() values of each.
+    unsafe { gpu.launch("elementwise_scale_to_bf16", vector::each(y.len()), args) }
 }

@@ -10,13 +10,23 @@ use super::Linear;
 use crate::cuda::gemm::{self, ALIGNED, Added, Epilogue, Key, Number, Op, Pointers};
 use crate::cuda::{CudaError, DeviceSlice, Gpu};
 
-/// Result of a product: bf16 for activations, f32 for predictions and logits. Without gaps between rows.
+/// Result of a product: bf16 for activations, f32 for predictions, logits, and gradients of what is f32. Without gaps
+/// between rows.
 #[derive(Clone, Copy)]
 pub enum Out<'a> {
     /// Rounded once, from the f32 sum.
     Bf16(DeviceSlice<'a, bf16>),
     /// The sum itself.
     F32(DeviceSlice<'a, f32>),
+}
+
+impl Out<'_> {
+    fn parts(self) -> (u64, Number, usize) {
+        match self {
+            Self::Bf16(y) => (y.ptr(), Number::Bf16, y.len()),
+            Self::F32(y) => (y.ptr(), Number::F32, y.len()),
+        }
+    }
 }
 
 /// A bf16 matrix with a row stride.
@@ -87,10 +97,7 @@ pub fn forward(
     y: Out<'_>,
 ) -> Result<(), CudaError> {
     let Linear { rows, inputs, outputs } = shape;
-    let (result, number, len) = match y {
-        Out::Bf16(y) => (y.ptr(), Number::Bf16, y.len()),
-        Out::F32(y) => (y.ptr(), Number::F32, y.len()),
-    };
+    let (result, number, len) = y.parts();
     assert_eq!(len, rows * outputs, "linear: y");
     if len == 0 {
         return Ok(());
@@ -195,25 +202,25 @@ pub fn backward_input(
     shape: Linear,
     dy: Operand<'_>,
     weight: Operand<'_>,
-    dx: DeviceSlice<'_, bf16>,
+    dx: Out<'_>,
     accumulate: bool,
 ) -> Result<(), CudaError> {
     let Linear { rows, inputs, outputs } = shape;
-    assert_eq!(dx.len(), rows * inputs, "linear: dx");
-    if dx.is_empty() {
+    let (result, number, len) = dx.parts();
+    assert_eq!(len, rows * inputs, "linear: dx");
+    if len == 0 {
         return Ok(());
     }
     dy.check("dy", rows, outputs);
     weight.check("weight", outputs, inputs);
     let added = if accumulate { Added::Result } else { Added::Nothing };
-    let key = Key { added, ..key(Op::BackwardInput, shape, [dy.stride, weight.stride, inputs]) };
-    let pointers = Pointers {
-        left: dy.data.ptr(),
-        right: weight.data.ptr(),
-        added: 0,
-        result: dx.ptr(),
-        aux: 0,
+    let key = Key {
+        result: number,
+        added,
+        ..key(Op::BackwardInput, shape, [dy.stride, weight.stride, inputs])
     };
+    let pointers =
+        Pointers { left: dy.data.ptr(), right: weight.data.ptr(), added: 0, result, aux: 0 };
     run(gpu, key, pointers)
 }
 

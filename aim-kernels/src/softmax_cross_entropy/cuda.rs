@@ -74,3 +74,52 @@ pub fn backward(
     // SAFETY: the kernel's arguments; lengths were checked.
     unsafe { gpu.launch("softmax_cross_entropy_backward", grid(shape), args) }
 }
+
+fn check_soft(shape: SoftmaxCrossEntropy, logits: usize, targets: usize) {
+    assert!(shape.classes > 0, "softmax_cross_entropy: no classes");
+    assert_eq!(logits, shape.rows * shape.classes, "softmax_cross_entropy: logits");
+    assert_eq!(targets, logits, "softmax_cross_entropy: targets");
+}
+
+/// Writes the loss of each row against soft targets; label smoothing is the targets' own.
+///
+/// # Errors
+/// [`CudaError::Driver`].
+pub fn forward_soft(
+    gpu: &Gpu,
+    shape: SoftmaxCrossEntropy,
+    logits: DeviceSlice<'_, f32>,
+    targets: DeviceSlice<'_, f32>,
+    loss: DeviceSlice<'_, f32>,
+) -> Result<(), CudaError> {
+    check_soft(shape, logits.len(), targets.len());
+    assert_eq!(loss.len(), shape.rows, "softmax_cross_entropy: loss");
+    let addresses = [logits.ptr(), targets.ptr()];
+    let vector = shape.classes.is_multiple_of(LANE) && columns::at_16(&addresses);
+    let args = Args::new().slice(logits).slice(targets).i32(shape.classes).bool(vector).slice(loss);
+    // SAFETY: the kernel's arguments; lengths were checked.
+    unsafe { gpu.launch("softmax_cross_entropy_soft_forward", grid(shape), args) }
+}
+
+/// `dlogits = scale * (sum(t) softmax - t)`, written or accumulated.
+///
+/// # Errors
+/// [`CudaError::Driver`].
+pub fn backward_soft(
+    gpu: &Gpu,
+    shape: SoftmaxCrossEntropy,
+    logits: DeviceSlice<'_, f32>,
+    targets: DeviceSlice<'_, f32>,
+    scale: f32,
+    dlogits: DeviceSlice<'_, f32>,
+    accumulate: bool,
+) -> Result<(), CudaError> {
+    check_soft(shape, logits.len(), targets.len());
+    assert_eq!(dlogits.len(), logits.len(), "softmax_cross_entropy: dlogits");
+    let addresses = [logits.ptr(), targets.ptr(), dlogits.ptr()];
+    let vector = shape.classes.is_multiple_of(LANE) && columns::at_16(&addresses);
+    let args = Args::new().slice(logits).slice(targets).i32(shape.classes).f32(scale);
+    let args = args.bool(vector).slice(dlogits).bool(accumulate);
+    // SAFETY: the kernel's arguments; lengths were checked.
+    unsafe { gpu.launch("softmax_cross_entropy_soft_backward", grid(shape), args) }
+}

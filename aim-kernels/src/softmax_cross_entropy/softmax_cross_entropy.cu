@@ -64,6 +64,38 @@ DEV void backward(const float* x, int label, int classes, float smoothing, float
     columns::store<V>(dx + i, d);
   }
 }
+
+// Against shares t of the classes; label smoothing is theirs.
+template <int V> DEV void soft_forward(const float* x, const float* t, int classes, float* loss) {
+  __shared__ float shared[32];
+  Row row = statistics<V>(x, classes);
+  float sum = 0;
+  for (int i = threadIdx.x * V; i < classes; i += blockDim.x * V) {
+    float v[V], share[V];
+    columns::load<V>(v, x + i); columns::load<V>(share, t + i);
+    #pragma unroll
+    for (int j = 0; j < V; j++) sum += share[j] * (row.log_sum - (v[j] - row.top));
+  }
+  sum = block_sum(sum, shared);
+  if (threadIdx.x == 0) *loss = sum;
+}
+
+template <int V>
+DEV void soft_backward(const float* x, const float* t, int classes, float scale, float* dx, bool accumulate) {
+  __shared__ float shared[32];
+  Row row = statistics<V>(x, classes);
+  float whole = 0;
+  for (int i = threadIdx.x; i < classes; i += blockDim.x) whole += t[i];
+  whole = block_sum(whole, shared);
+  for (int i = threadIdx.x * V; i < classes; i += blockDim.x * V) {
+    float v[V], share[V], d[V] = {};
+    columns::load<V>(v, x + i); columns::load<V>(share, t + i);
+    if (accumulate) columns::load<V>(d, dx + i);
+    #pragma unroll
+    for (int j = 0; j < V; j++) d[j] += scale * (whole * expf(v[j] - row.top - row.log_sum) - share[j]);
+    columns::store<V>(dx + i, d);
+  }
+}
 }  // namespace softmax_cross_entropy
 
 // Grid rows, 32 or 128 threads.
@@ -92,4 +124,23 @@ softmax_cross_entropy_backward(const float* logits, const int* labels, int class
   }
   if (vector) backward<4>(x, label, classes, smoothing, scale, dx, accumulate);
   else backward<1>(x, label, classes, smoothing, scale, dx, accumulate);
+}
+
+// Grid rows, 32 or 128 threads.
+KERNEL void __launch_bounds__(128)
+softmax_cross_entropy_soft_forward(const float* logits, const float* targets, int classes, int vector, float* loss) {
+  using namespace softmax_cross_entropy;
+  u64 at = (u64)blockIdx.x * classes;
+  if (vector) soft_forward<4>(logits + at, targets + at, classes, loss + blockIdx.x);
+  else soft_forward<1>(logits + at, targets + at, classes, loss + blockIdx.x);
+}
+
+// Grid rows, 32 or 128 threads.
+KERNEL void __launch_bounds__(128)
+softmax_cross_entropy_soft_backward(const float* logits, const float* targets, int classes, float scale, int vector,
+                                    float* dlogits, int accumulate) {
+  using namespace softmax_cross_entropy;
+  u64 at = (u64)blockIdx.x * classes;
+  if (vector) soft_backward<4>(logits + at, targets + at, classes, scale, dlogits + at, accumulate);
+  else soft_backward<1>(logits + at, targets + at, classes, scale, dlogits + at, accumulate);
 }

@@ -157,7 +157,7 @@ impl GridStep {
             losses
         };
         for params in params {
-            self.probe.move_running(params, &self.mean, &self.var, rows);
+            self.probe.move_running(params, &self.mean, &self.var, rows)?;
         }
         Ok(losses)
     }

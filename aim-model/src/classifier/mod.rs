@@ -215,23 +215,32 @@ impl Probe {
         params: &mut Parameters,
     ) -> Result<(), ModelError> {
         let rows = session.tape().shape(normed).rows();
-        let (mean, rstd) = session.batch_statistics(normed)?;
+        let [mean, rstd] = session.batch_statistics(normed)?;
         let biased = |rstd: &f32| (1.0 / (rstd * rstd) - BATCH_NORM_EPS).max(0.0);
         let var: Vec<f32> = rstd.iter().map(biased).collect();
-        self.move_running(params, mean, &var, rows);
-        Ok(())
+        self.move_running(params, &mean, &var, rows)
     }
 
     /// Moves the running statistics towards those of a training batch (PyTorch's momentum and unbiased variance).
     /// `mean` and the biased `var` are the batch norm's, over `rows` rows: images times tokens for an attentive probe.
-    fn move_running(&self, params: &mut Parameters, mean: &[f32], var: &[f32], rows: usize) {
+    fn move_running(
+        &self,
+        params: &mut Parameters,
+        mean: &[f32],
+        var: &[f32],
+        rows: usize,
+    ) -> Result<(), ModelError> {
         let unbiased = rows as f32 / (rows as f32 - 1.0).max(1.0);
         let (keep, take) = (1.0 - BATCH_NORM_MOMENTUM, BATCH_NORM_MOMENTUM);
-        for (running, mean) in params.value_mut(self.running.0).iter_mut().zip(mean) {
-            *running = keep * *running + take * mean;
+        for (id, batch, factor) in
+            [(self.running.0, mean, take), (self.running.1, var, take * unbiased)]
+        {
+            let mut running = params.read(id)?.into_owned();
+            running.iter_mut().zip(batch).for_each(|(running, v)| {
+                *running = keep * *running + factor * v;
+            });
+            params.write(id, &running)?;
         }
-        for (running, var) in params.value_mut(self.running.1).iter_mut().zip(var) {
-            *running = keep * *running + take * unbiased * var;
-        }
+        Ok(())
     }
 }

@@ -12,7 +12,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use aim_tensor::{
-    DType, ParamLayout, Parameters, PlanOptions, Recompute, Session, Tape, TensorError, Var,
+    DType, Device, ParamLayout, Parameters, PlanOptions, Recompute, Session, Tape, TensorError, Var,
 };
 
 use crate::config::AimConfig;
@@ -137,6 +137,11 @@ impl FinetuneModel {
         name.ends_with(".lora_A.weight") || name.ends_with(".lora_B.weight")
     }
 
+    /// Whether a parameter is an adapter's or the classifier's: what trains, and the classifier's statistics.
+    pub fn is_adapted(name: &str) -> bool {
+        Self::is_adapter(name) || Self::is_head(name)
+    }
+
     /// Records the model for images of that kind: logits, and in training the loss.
     ///
     /// # Errors
@@ -176,14 +181,15 @@ pub struct FinetuneStep {
 }
 
 impl FinetuneStep {
-    /// Records, plans and reserves memory: for training with that recomputation, or for logits only.
+    /// Records, plans and reserves memory on a device: for training with that recomputation, or for logits only.
     ///
     /// # Errors
-    /// Those of [`FinetuneModel::record`] and [`Session::new`].
+    /// Those of [`FinetuneModel::record`] and [`Session::on`].
     pub fn new(
         model: &FinetuneModel,
         images: ImageBatch,
         training: Option<Recompute>,
+        device: &Device,
     ) -> Result<Self, ModelError> {
         let (tape, vars) = model.record(images, training.is_some())?;
         let options = PlanOptions {
@@ -191,7 +197,7 @@ impl FinetuneStep {
             recompute: training.unwrap_or_default(),
             ..PlanOptions::default()
         };
-        let mut session = Session::new(tape, options)?;
+        let mut session = Session::on(device, tape, options)?;
         let tokens = (vars.trunk.grid.0 * vars.trunk.grid.1) as i32;
         let positions: Vec<i32> = (0..images.batch).flat_map(|_| 0..tokens).collect();
         session.write_i32(vars.trunk.positions, &positions)?;

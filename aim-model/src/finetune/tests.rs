@@ -6,8 +6,8 @@ use crate::features::FeatureExtractor;
 use crate::init;
 use crate::lora::{LoraTarget, merged_weights, peft};
 use crate::trunk::PixelFormat;
-use aim_tensor::Philox;
 use aim_tensor::io::safetensors::{TensorRef, write_file};
+use aim_tensor::{Device, Philox};
 
 const CLASSES: usize = 3;
 
@@ -53,13 +53,13 @@ fn fill(params: &mut Parameters, model: &FinetuneModel) {
 }
 
 fn logits(model: &FinetuneModel, params: &Parameters) -> Vec<f32> {
-    let mut step = FinetuneStep::new(model, BATCH, None).unwrap();
+    let mut step = FinetuneStep::new(model, BATCH, None, &Device::Cpu).unwrap();
     step.forward(params, Pixels::F32(&pixels())).unwrap();
     step.logits().unwrap().into_owned()
 }
 
 fn gradients(model: &FinetuneModel, params: &mut Parameters, recompute: Recompute) -> Vec<f32> {
-    let mut step = FinetuneStep::new(model, BATCH, Some(recompute)).unwrap();
+    let mut step = FinetuneStep::new(model, BATCH, Some(recompute), &Device::Cpu).unwrap();
     params.zero_grads().unwrap();
     let targets = [0.7, 0.2, 0.1, 0.0, 1.0, 0.0];
     step.forward_training(params, Pixels::F32(&pixels()), &targets).unwrap();

@@ -2,13 +2,14 @@
 
 use aim_kernels as k;
 use aim_kernels::cuda::CudaError;
+use aim_kernels::linear::cuda::Out;
 use aim_kernels::patch_loss::PatchLoss;
 use half::bf16;
 
 use super::run::{Run, split_at};
 use crate::kernel_shape::{
-    attention_shape, batch_norm_shape, cross_entropy_shape, gather_shape, layer_norm_shape,
-    linear_shape, low_rank_shape, mean_pool_shape,
+    attention_pool_shape, attention_shape, batch_norm_shape, cross_entropy_shape, gather_shape,
+    layer_norm_shape, linear_shape, low_rank_shape, mean_pool_shape,
 };
 use crate::plan::{self, GeluForm, Step};
 use crate::shape::DType;
@@ -74,11 +75,16 @@ pub(crate) fn run(run: &Run<'_>, step: &Step, scale: f32) -> Result<(), CudaErro
         }
         Op::Average { ref inputs } => {
             let share = 1.0 / inputs.len() as f32;
-            let dy = run.grad(step.d_output, output);
             for (&x, target) in inputs.iter().zip(&step.d_inputs) {
                 let Some(target) = target else { continue };
-                let dx = run.grad(Some(target.buffer), x);
-                k::elementwise::cuda::scale(gpu, dy, share, dx, target.accumulate)?;
+                let (dx, accumulate) = (run.grad(Some(target.buffer), x), target.accumulate);
+                if run.dtype(output) == DType::F32 {
+                    let dy = run.grad(step.d_output, output);
+                    k::elementwise::cuda::scale_to_bf16(gpu, dy, share, dx, accumulate)?;
+                } else {
+                    let dy = run.grad(step.d_output, output);
+                    k::elementwise::cuda::scale(gpu, dy, share, dx, accumulate)?;
+                }
             }
         }
         Op::MeanPool { x } => {
@@ -93,8 +99,30 @@ pub(crate) fn run(run: &Run<'_>, step: &Step, scale: f32) -> Result<(), CudaErro
             let x = run.input(step.inputs[0], len(x));
             k::batch_norm::cuda::backward(gpu, kernel, x, mean, rstd, dy, dx, accumulate, scratch)?;
         }
-        Op::AttentionPool { .. } => return Err(super::attention_pool_missing()),
-        Op::SoftCrossEntropy { .. } => return Err(super::soft_targets_missing()),
+        Op::AttentionPool { x, query, key, value, heads } => {
+            let kernel = attention_pool_shape(tape, x, query, heads);
+            let weights = run.pool_weights([query, key, value]);
+            let dx = dx_buffer.map(|buffer| (run.grad(Some(buffer), x), accumulate));
+            let grad = |id| run.params.grad(&tape.layout, id);
+            let gradients = grad(query).zip(grad(key)).zip(grad(value));
+            let gradients = gradients.map(|((query, key), value)| {
+                k::attention_pool::cuda::WeightGradients { query, key, value }
+            });
+            let dy = run.grad(step.d_output, output);
+            let x = run.input(step.inputs[0], len(x));
+            k::attention_pool::cuda::backward(
+                gpu, kernel, x, weights, stats, dy, gradients, dx, scratch,
+            )?;
+        }
+        Op::SoftCrossEntropy { logits, targets } => {
+            let kernel = cross_entropy_shape(run.shape(logits));
+            let targets = run.input(step.inputs[1], len(targets));
+            let dx = run.grad(dx_buffer, logits);
+            let logits = run.input(step.inputs[0], len(logits));
+            k::softmax_cross_entropy::cuda::backward_soft(
+                gpu, kernel, logits, targets, scale, dx, accumulate,
+            )?;
+        }
         Op::PatchLoss { pred, patches, targets, patch_size, normalize } => {
             let kernel = PatchLoss { rows: run.shape(pred).rows(), patch: patch_size, normalize };
             let dpred = run.grad(dx_buffer, pred);
@@ -135,18 +163,20 @@ fn linear(run: &Run<'_>, step: &Step, x: Var) -> Result<(), CudaError> {
     let (dy, rest) = run.matrix(node.output, dy_buffer, run.extra(step.scratch))?;
     if let Some(target) = step.d_inputs[0] {
         let w = run.params.matrix(weight);
-        let dx = run.grad(Some(target.buffer), x);
         match step.pre.map(|pre| run.grad(Some(pre), x)) {
-            None => k::linear::cuda::backward_input(gpu, kernel, dy, w, dx, target.accumulate)?,
-            // Past the GELU, whose input and output have one shape.
-            Some(pre)
-                if k::linear::cuda::fuses_gelu_backward(gpu, kernel, dy.stride, w.stride)? =>
-            {
-                k::linear::cuda::backward_input_gelu(gpu, kernel, dy, w, pre, dx)?;
+            None => {
+                let dx = run.grad_out(target.buffer, x);
+                k::linear::cuda::backward_input(gpu, kernel, dy, w, dx, target.accumulate)?;
             }
+            // Past the GELU, whose input and output have one shape.
             Some(pre) => {
-                k::linear::cuda::backward_input(gpu, kernel, dy, w, dx, false)?;
-                k::gelu::cuda::backward_tanh(gpu, pre, dx, dx)?;
+                let dx = run.grad(Some(target.buffer), x);
+                if k::linear::cuda::fuses_gelu_backward(gpu, kernel, dy.stride, w.stride)? {
+                    k::linear::cuda::backward_input_gelu(gpu, kernel, dy, w, pre, dx)?;
+                } else {
+                    k::linear::cuda::backward_input(gpu, kernel, dy, w, Out::Bf16(dx), false)?;
+                    k::gelu::cuda::backward_tanh(gpu, pre, dx, dx)?;
+                }
             }
         }
     }

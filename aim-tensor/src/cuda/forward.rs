@@ -7,8 +7,8 @@ use aim_kernels::{patch_loss::PatchLoss, positions::Positions};
 
 use super::run::{Run, split_at};
 use crate::kernel_shape::{
-    attention_shape, batch_norm_shape, cross_entropy_shape, gather_shape, layer_norm_shape,
-    linear_shape, low_rank_shape, mean_pool_shape, patchify_shape,
+    attention_pool_shape, attention_shape, batch_norm_shape, cross_entropy_shape, gather_shape,
+    layer_norm_shape, linear_shape, low_rank_shape, mean_pool_shape, patchify_shape,
 };
 use crate::parameters::ParamId;
 use crate::plan::{GeluForm, Step};
@@ -117,10 +117,13 @@ pub(crate) fn run(run: &Run<'_>, step: &Step) -> Result<(), CudaError> {
         }
         Op::Average { ref inputs } => {
             let share = 1.0 / inputs.len() as f32;
-            let y = run.input(output, len(node.output));
+            let y = run.out(node.output, output);
             for (i, &x) in inputs.iter().enumerate() {
                 let x = run.input(step.inputs[i], len(x));
-                k::elementwise::cuda::scale(gpu, x, share, y, i > 0)?;
+                match y {
+                    Out::Bf16(y) => k::elementwise::cuda::scale(gpu, x, share, y, i > 0),
+                    Out::F32(y) => k::elementwise::cuda::scale_to_f32(gpu, x, share, y, i > 0),
+                }?;
             }
             Ok(())
         }
@@ -145,8 +148,20 @@ pub(crate) fn run(run: &Run<'_>, step: &Step) -> Result<(), CudaError> {
                 }
             }
         }
-        Op::AttentionPool { .. } => Err(super::attention_pool_missing()),
-        Op::SoftCrossEntropy { .. } => Err(super::soft_targets_missing()),
+        Op::AttentionPool { x, query, key, value, heads } => {
+            let kernel = attention_pool_shape(tape, x, query, heads);
+            let weights = run.pool_weights([query, key, value]);
+            let x = run.input(step.inputs[0], len(x));
+            let out = run.input(output, len(node.output));
+            k::attention_pool::cuda::forward(gpu, kernel, x, weights, out, stats)
+        }
+        Op::SoftCrossEntropy { logits, targets } => {
+            let kernel = cross_entropy_shape(run.shape(logits));
+            let targets = run.input(step.inputs[1], len(targets));
+            let logits = run.input(step.inputs[0], len(logits));
+            let loss = run.input(output, len(node.output));
+            k::softmax_cross_entropy::cuda::forward_soft(gpu, kernel, logits, targets, loss)
+        }
         Op::PatchLoss { pred, patches, targets, patch_size, normalize } => {
             let kernel = PatchLoss { rows: run.shape(pred).rows(), patch: patch_size, normalize };
             let pred = run.input(step.inputs[0], len(pred));

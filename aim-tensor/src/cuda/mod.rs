@@ -27,8 +27,6 @@ use crate::tape::{Op, Source, Tape, Var};
 pub(crate) fn check(tape: &Tape, dtypes: &[DType]) -> Result<(), CudaError> {
     for node in &tape.nodes {
         let wants_bf16: &[Var] = match &node.op {
-            Op::AttentionPool { .. } => return Err(attention_pool_missing()),
-            Op::SoftCrossEntropy { .. } => return Err(soft_targets_missing()),
             Op::PrefixAttention { qkv, heads, .. } => {
                 let head_dim = attention_shape(tape, *qkv, *heads).head_dim;
                 if ![64, 128].contains(&head_dim) {
@@ -76,22 +74,6 @@ pub(crate) fn check(tape: &Tape, dtypes: &[DType]) -> Result<(), CudaError> {
 pub(crate) fn wants_ascending(tape: &Tape, var: Var) -> bool {
     tape.values[var.index()].source == Source::Input
         && tape.nodes.iter().any(|n| matches!(n.op, Op::GatherRows { index, .. } if index == var))
-}
-
-fn attention_pool_missing() -> CudaError {
-    CudaError::Unsupported {
-        op: "attention_pool",
-        expected: "a probe on the CPU, on features that the GPU computed",
-        found: "an attentive probe on the GPU".into(),
-    }
-}
-
-fn soft_targets_missing() -> CudaError {
-    CudaError::Unsupported {
-        op: "soft_cross_entropy",
-        expected: "class labels, or --device cpu",
-        found: "shares of classes on the GPU".into(),
-    }
 }
 
 fn no_image_gradient() -> CudaError {

@@ -18,6 +18,14 @@ pub struct DeviceParameters {
     with_gradients: bool,
 }
 
+/// Host memory that copies of parameters go through.
+#[derive(Default)]
+struct Room {
+    padded: Vec<f32>,
+    hi: Vec<bf16>,
+    lo: Vec<i16>,
+}
+
 impl DeviceParameters {
     /// Copies masters to the device; gradients are zero.
     ///
@@ -40,21 +48,50 @@ impl DeviceParameters {
     }
 
     fn upload(&self, layout: &ParamLayout, values: &[f32]) -> Result<(), CudaError> {
-        let (mut padded, mut hi, mut lo) = (Vec::new(), Vec::new(), Vec::new());
+        let mut room = Room::default();
         for (index, param) in layout.iter().enumerate() {
-            let place = self.layout.place(index);
-            padded.clear();
-            padded.resize(place.range().len(), 0.0);
-            DeviceLayout::pad(place, &values[param.range.clone()], &mut padded);
-            hi.clear();
-            lo.clear();
-            hi.extend(padded.iter().map(|&value| split(value).0));
-            lo.extend(padded.iter().map(|&value| split(value).1));
-            let to = self.values().range(place.range());
-            to.hi.upload(self.gpu(), &hi)?;
-            to.lo.upload(self.gpu(), &lo)?;
+            self.write_at(index, &values[param.range.clone()], &mut room)?;
         }
         Ok(())
+    }
+
+    fn write_at(&self, index: usize, values: &[f32], room: &mut Room) -> Result<(), CudaError> {
+        let Room { padded, hi, lo } = room;
+        let place = self.layout.place(index);
+        padded.clear();
+        padded.resize(place.range().len(), 0.0);
+        DeviceLayout::pad(place, values, padded);
+        hi.clear();
+        lo.clear();
+        hi.extend(padded.iter().map(|&value| split(value).0));
+        lo.extend(padded.iter().map(|&value| split(value).1));
+        let to = self.values().range(place.range());
+        to.hi.upload(self.gpu(), hi)?;
+        to.lo.upload(self.gpu(), lo)
+    }
+
+    fn read_at(&self, index: usize, values: &mut [f32], room: &mut Room) -> Result<(), CudaError> {
+        let Room { padded, hi, lo } = room;
+        let place = self.layout.place(index);
+        let from = self.values().range(place.range());
+        hi.resize(from.len(), bf16::ZERO);
+        lo.resize(from.len(), 0);
+        from.hi.download(self.gpu(), hi)?;
+        from.lo.download(self.gpu(), lo)?;
+        padded.clear();
+        padded.extend(hi.iter().zip(&*lo).map(|(&hi, &lo)| join(hi, lo)));
+        DeviceLayout::unpad(place, padded, values);
+        Ok(())
+    }
+
+    /// Copies one parameter's values to the device.
+    pub(crate) fn write(&self, id: ParamId, values: &[f32]) -> Result<(), CudaError> {
+        self.write_at(id.0 as usize, values, &mut Room::default())
+    }
+
+    /// Copies one parameter's values from the device.
+    pub(crate) fn read(&self, id: ParamId, values: &mut [f32]) -> Result<(), CudaError> {
+        self.read_at(id.0 as usize, values, &mut Room::default())
     }
 
     /// All masters in the host's order.
@@ -63,16 +100,9 @@ impl DeviceParameters {
     /// When the device fails.
     pub fn download(&self, layout: &ParamLayout) -> Result<Vec<f32>, CudaError> {
         let mut values = vec![0.0; layout.total_len()];
-        let (mut hi, mut lo) = (Vec::new(), Vec::new());
+        let mut room = Room::default();
         for (index, param) in layout.iter().enumerate() {
-            let place = self.layout.place(index);
-            let from = self.values().range(place.range());
-            hi.resize(from.len(), bf16::ZERO);
-            lo.resize(from.len(), 0);
-            from.hi.download(self.gpu(), &mut hi)?;
-            from.lo.download(self.gpu(), &mut lo)?;
-            let joined: Vec<f32> = hi.iter().zip(&lo).map(|(&hi, &lo)| join(hi, lo)).collect();
-            DeviceLayout::unpad(place, &joined, &mut values[param.range.clone()]);
+            self.read_at(index, &mut values[param.range.clone()], &mut room)?;
         }
         Ok(values)
     }

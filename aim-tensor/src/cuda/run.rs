@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use aim_kernels::attention_pool::cuda::Weights as PoolWeights;
 use aim_kernels::cast;
 use aim_kernels::cuda::{ALIGN, CudaError, DeviceArena, DeviceSlice, Gpu, Staging};
 use aim_kernels::linear::Linear;
@@ -11,6 +12,7 @@ use bytemuck::Pod;
 use half::bf16;
 
 use super::DeviceParameters;
+use crate::parameters::ParamId;
 use crate::plan::{self, Buf, Plan, Step};
 use crate::precision::{ROW, cast_words};
 use crate::shape::{DType, Shape};
@@ -148,6 +150,14 @@ impl<'a> Run<'a> {
         )
     }
 
+    /// A gradient that a product writes, in its value's type.
+    pub(crate) fn grad_out(&self, buffer: Buf, var: Var) -> Out<'a> {
+        match self.dtype(var) {
+            DType::F32 => Out::F32(self.grad(Some(buffer), var)),
+            _ => Out::Bf16(self.grad(Some(buffer), var)),
+        }
+    }
+
     /// A matrix as an operand of a product: as it is, or an f32 one rounded into the front of `scratch`. Returns what
     /// is left of the scratch.
     pub(crate) fn matrix(
@@ -167,6 +177,12 @@ impl<'a> Run<'a> {
         let copy = scratch.range(0..words).cast::<bf16>();
         cast::cuda::to_bf16(self.gpu, rows, cols, self.input(buffer, shape.len()), copy, stride)?;
         Ok((Operand { data: copy, stride }, scratch.range(words..scratch.len())))
+    }
+
+    /// The matrices of an attention pooling: queries, keys, values.
+    pub(crate) fn pool_weights(&self, ids: [ParamId; 3]) -> PoolWeights<'a> {
+        let [query, key, value] = ids.map(|id| self.params.matrix(id));
+        PoolWeights { query, key, value }
     }
 
     /// A bf16 matrix as an operand of a product.

@@ -39,7 +39,7 @@ pub fn evaluate(
     for_each_batch(source, options, progress, skipped, |batch, images, pixels| {
         let ready = match step.take().filter(|step| step.images() == images) {
             Some(ready) => ready,
-            None => FinetuneStep::new(model, images, None)?,
+            None => FinetuneStep::new(model, images, None, &params.device())?,
         };
         let ready = step.insert(ready);
         ready.forward(params, pixels)?;

@@ -70,12 +70,8 @@ impl AdapterInfo {
 
 /// BLAKE3 of the trunk's values, in the order of their names.
 pub fn trunk_hash(params: &Parameters) -> String {
-    let mut trunk: Vec<_> = params
-        .iter()
-        .filter(|(p, _)| {
-            !FinetuneModel::is_adapter(&p.spec.name) && !FinetuneModel::is_head(&p.spec.name)
-        })
-        .collect();
+    let mut trunk: Vec<_> =
+        params.iter().filter(|(p, _)| !FinetuneModel::is_adapted(&p.spec.name)).collect();
     trunk.sort_by(|(a, _), (b, _)| a.spec.name.cmp(&b.spec.name));
     let mut hasher = blake3::Hasher::new();
     let mut bytes = Vec::new();

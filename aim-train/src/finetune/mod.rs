@@ -30,7 +30,7 @@ use aim_data::source::Source;
 use aim_model::finetune::{FinetuneModel, FinetuneStep};
 use aim_model::pretrain::Pixels;
 use aim_model::trunk::ImageBatch;
-use aim_tensor::Parameters;
+use aim_tensor::{Parameters, Recompute};
 use serde_json::{Map, Value};
 
 pub use evaluate::{Evaluation, evaluate};
@@ -69,6 +69,7 @@ pub struct Finetuner {
     images_per_epoch: u64,
     mixup: Mixup,
     images: ImageBatch,
+    recompute: Recompute,
     step: Option<FinetuneStep>,
     batch: Batch,
     targets: Vec<f32>,
@@ -124,7 +125,9 @@ impl Finetuner {
             // A finished run that is started again.
             self.last = Some(self.evaluate(observer)?);
         }
-        files::write(&self.run_dir, &self.info, &self.model, &self.params)?;
+        let copy = self.params.fetch(FinetuneModel::is_adapted)?;
+        let params = copy.as_ref().unwrap_or(&self.params);
+        files::write(&self.run_dir, &self.info, &self.model, params)?;
         Ok(Outcome::Finished)
     }
 
@@ -162,7 +165,8 @@ impl Finetuner {
             let ready = match self.step.take() {
                 Some(ready) => ready,
                 None => {
-                    FinetuneStep::new(&self.model, self.images, Some(settings.recomputation()))?
+                    let device = self.params.device();
+                    FinetuneStep::new(&self.model, self.images, Some(self.recompute), &device)?
                 }
             };
             let ready = self.step.insert(ready);
@@ -266,8 +270,8 @@ impl Finetuner {
     }
 
     fn tell_ready(&mut self, observer: &mut dyn Observer) -> Result<(), TrainError> {
-        let recompute = self.settings.recomputation();
-        let ready = FinetuneStep::new(&self.model, self.images, Some(recompute))?;
+        let (recompute, device) = (Some(self.recompute), self.params.device());
+        let ready = FinetuneStep::new(&self.model, self.images, recompute, &device)?;
         let count = |wanted: &dyn Fn(&str) -> bool| -> usize {
             let params = self.model.layout().iter();
             params.filter(|p| wanted(&p.spec.name)).map(|p| p.range.len()).sum()
@@ -280,9 +284,7 @@ impl Finetuner {
             images_per_step: self.settings.images_per_step(),
             adapter_parameters: count(&|name| FinetuneModel::is_adapter(name)),
             head_parameters: count(&|name| FinetuneModel::is_head(name)),
-            trunk_parameters: count(&|name| {
-                !FinetuneModel::is_adapter(name) && !FinetuneModel::is_head(name)
-            }),
+            trunk_parameters: count(&|name| !FinetuneModel::is_adapted(name)),
             memory: ready.session().memory(),
             state_bytes: self.params.bytes() + self.optimizer.bytes(),
             flops_per_image: (flops.forward + flops.backward) / images,

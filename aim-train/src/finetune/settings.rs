@@ -67,7 +67,7 @@ pub struct FinetuneSettings {
     pub checkpoint_steps: u64,
     /// Threads that load and augment images; 0 for one a core.
     pub workers: usize,
-    /// What the backward pass makes again instead of keeping.
+    /// What the backward pass makes again instead of keeping; on a GPU as little as its memory allows if it is `Auto`.
     pub recompute: Recompute,
 }
 
@@ -88,7 +88,7 @@ impl Default for FinetuneSettings {
             seed: 0,
             checkpoint_steps: 0,
             workers: 0,
-            recompute: Recompute::None,
+            recompute: Recompute::Auto,
         }
     }
 }
@@ -99,13 +99,14 @@ impl FinetuneSettings {
         self.batch_size * self.accumulate
     }
 
-    /// What the backward pass makes again.
-    pub fn recomputation(&self) -> aim_tensor::Recompute {
+    /// What the backward pass makes again; `None` where the device decides.
+    pub fn recomputation(&self) -> Option<aim_tensor::Recompute> {
         match self.recompute {
-            Recompute::Auto | Recompute::None => aim_tensor::Recompute::None,
-            Recompute::Norms => aim_tensor::Recompute::Norms,
-            Recompute::NormsGelu => aim_tensor::Recompute::NormsGelu,
-            Recompute::Block => aim_tensor::Recompute::Block,
+            Recompute::Auto => None,
+            Recompute::None => Some(aim_tensor::Recompute::None),
+            Recompute::Norms => Some(aim_tensor::Recompute::Norms),
+            Recompute::NormsGelu => Some(aim_tensor::Recompute::NormsGelu),
+            Recompute::Block => Some(aim_tensor::Recompute::Block),
         }
     }
 

@@ -11,8 +11,8 @@ use aim_model::finetune::{FinetuneConfig, FinetuneModel};
 use aim_model::lora::LoraConfig;
 use aim_model::trunk::{ImageBatch, PixelFormat};
 use aim_model::weights;
-use aim_tensor::Parameters;
 use aim_tensor::io::TensorSource;
+use aim_tensor::{Device, Parameters, PlanOptions};
 
 use super::events::{Event, Observer};
 use super::files::{self, AdapterInfo};
@@ -26,6 +26,7 @@ use crate::lock::RunLock;
 use crate::metrics::jsonl::{JsonlWriter, truncate_after};
 use crate::optimizer::AdamW;
 use crate::probe::features::ImageOptions;
+use crate::trainer::device;
 use crate::trainer::skipped::SkippedLog;
 
 /// Images in a batch of an evaluation, as many as `probe` takes.
@@ -56,7 +57,7 @@ impl Base<'_> {
     pub fn parameters(&self, model: &FinetuneModel) -> Result<Parameters, TrainError> {
         let mut params = Parameters::new(model.layout().clone())?;
         weights::load_some(&mut params, self.file, self.dir, |name| {
-            !FinetuneModel::is_adapter(name) && !FinetuneModel::is_head(name)
+            !FinetuneModel::is_adapted(name)
         })?;
         Ok(params)
     }
@@ -92,6 +93,8 @@ pub struct Open<'a> {
     pub head: Option<PathBuf>,
     /// How to train.
     pub settings: FinetuneSettings,
+    /// Where to compute.
+    pub device: Device,
 }
 
 impl Finetuner {
@@ -105,7 +108,7 @@ impl Finetuner {
         run_dir: &Path,
         observer: &mut dyn Observer,
     ) -> Result<Self, TrainError> {
-        let Open { base, train, val, lora, layers, head, settings } = open;
+        let Open { base, train, val, lora, layers, head, settings, device } = open;
         settings.validate()?;
         for source in [&train, &val] {
             source.notes().iter().for_each(|note| observer.event(Event::DataNote(note)));
@@ -180,6 +183,17 @@ impl Finetuner {
                 settings.augment.transform(base.mean),
             )
         };
+        // The library's own choice of algorithms, without measuring: a resumed run makes the same.
+        device::prepare(&device, false)?;
+        let params = params.to(&device)?;
+        let optimizer = optimizer.to(&params)?;
+        let recompute = match settings.recomputation() {
+            Some(recompute) => recompute,
+            None => {
+                let (tape, _) = model.record(images, true)?;
+                device::least_recompute(&device, &tape, PlanOptions::default())?
+            }
+        };
         let images_per_epoch = train.len();
         let mut loader = Loader::new(Mixture::single(train)?, options, loader_state)?;
         loader.remember_skipped(reported);
@@ -190,6 +204,7 @@ impl Finetuner {
             loader,
             images_per_epoch,
             images,
+            recompute,
             step: None,
             batch: Batch::default(),
             targets: Vec::new(),

@@ -46,7 +46,8 @@ pub(super) fn save(
 ) -> Result<PathBuf, TrainError> {
     let Parts { info, model, params, optimizer } = parts;
     let mut writer = CheckpointWriter::begin(run_dir, state.step)?;
-    files::add(&mut writer, info, model, params)?;
+    let copy = params.fetch(FinetuneModel::is_adapted)?;
+    files::add(&mut writer, info, model, copy.as_ref().unwrap_or(params))?;
     for (which, stem) in MOMENTS.into_iter().enumerate() {
         let moments = optimizer.moment(params, which)?;
         writer.tensors(stem, &weights::refs(params.layout(), &moments))?;

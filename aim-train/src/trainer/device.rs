@@ -3,7 +3,7 @@
 use aim_kernels::cuda::{CudaError, gemm};
 use aim_model::pretrain::PretrainModel;
 use aim_model::trunk::ImageBatch;
-use aim_tensor::{Device, GeluForm, Plan, PlanOptions, Recompute, TensorError};
+use aim_tensor::{Device, GeluForm, Plan, PlanOptions, Recompute, Tape, TensorError};
 use serde::{Deserialize, Serialize};
 
 use crate::config::{self, Precision, TrainConfig};
@@ -91,12 +91,12 @@ impl DeviceState {
     }
 }
 
-/// Reserves what products need, so that what is free afterwards stays free, and lets them choose their algorithms by
+/// Reserves what products need, so that what is free afterwards stays free; with `tune` they choose their algorithms by
 /// measurement.
-pub(super) fn prepare(device: &Device) -> Result<(), TrainError> {
+pub(crate) fn prepare(device: &Device, tune: bool) -> Result<(), TrainError> {
     if let Some(gpu) = device.gpu() {
         gemm::prepare(gpu).map_err(TensorError::from)?;
-        gemm::tune(gpu, true);
+        gemm::tune(gpu, tune);
     }
     Ok(())
 }
@@ -133,16 +133,28 @@ pub(super) fn fit_recompute(
         config::Recompute::NormsGelu => Some(Recompute::NormsGelu),
         config::Recompute::Block => Some(Recompute::Block),
     };
-    let (Some(gpu), None) = (device.gpu(), level) else {
-        return Ok(level.unwrap_or_default());
-    };
+    match level {
+        None if device.gpu().is_some() => {
+            let (tape, _) = model.record(images, rows)?;
+            least_recompute(device, &tape, options(train))
+        }
+        level => Ok(level.unwrap_or_default()),
+    }
+}
+
+/// The least recomputation with which a tape's step fits into the device's free memory; on the CPU none.
+pub(crate) fn least_recompute(
+    device: &Device,
+    tape: &Tape,
+    options: PlanOptions,
+) -> Result<Recompute, TrainError> {
+    let Some(gpu) = device.gpu() else { return Ok(Recompute::None) };
     let free = gpu.free_memory().map_err(TensorError::from)?;
-    let (tape, _) = model.record(images, rows)?;
     for recompute in [Recompute::None, Recompute::Norms, Recompute::NormsGelu] {
         let storage = device.storage();
-        let options = PlanOptions { backward: true, recompute, storage, ..options(train) };
+        let options = PlanOptions { backward: true, recompute, storage, ..options };
         // Fragments and the driver's own needs: one part in sixteen.
-        if Plan::new(&tape, options)?.memory().arena_bytes <= free / 16 * 15 {
+        if Plan::new(tape, options)?.memory().arena_bytes <= free / 16 * 15 {
             return Ok(recompute);
         }
     }

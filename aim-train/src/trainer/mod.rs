@@ -9,7 +9,7 @@
 //! | `state` | what a checkpoint holds |
 //! | `validation` | validation losses and their baseline |
 
-mod device;
+pub(crate) mod device;
 mod events;
 mod setup;
 pub(crate) mod skipped;

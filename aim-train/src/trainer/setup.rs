@@ -155,7 +155,7 @@ impl Trainer {
         )?;
         let params = params.to(&device)?;
         let optimizer = optimizer.to(&params)?;
-        device::prepare(&device)?;
+        device::prepare(&device, true)?;
         if let Some(saved) = found.as_deref().map(state::read_device).transpose()?.flatten() {
             let warnings = saved.apply(&device);
             warnings.iter().for_each(|warning| observer.event(Event::DeviceNote(warning)));

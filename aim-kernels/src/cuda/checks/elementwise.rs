@@ -38,8 +38,23 @@ fn sums(lab: &mut Lab, checks: &mut Vec<Check>, len: usize, skip: usize) -> Resu
     cuda::scale(lab.gpu(), sa, 0.3, y.slice(), false)?;
     checks.push(compare(name("scale"), &y, &expected(|a, _| 0.3 * a), ROUNDED)?);
 
-    let y = lab.upload(&b[range])?;
+    let y = lab.upload(&b[range.clone()])?;
     cuda::scale(lab.gpu(), sa, -1.7, y.slice(), true)?;
     checks.push(compare(name("scale, added"), &y, &expected(|a, b| b - 1.7 * a), ROUNDED)?);
+
+    let wide: Vec<f32> = a.iter().map(|v| v.to_f32()).collect();
+    let wide = lab.upload(&wide)?;
+    for accumulate in [false, true] {
+        let before: Vec<f32> = b[range.clone()].iter().map(|v| v.to_f32()).collect();
+        let y = if accumulate { lab.upload(&before)? } else { lab.poisoned(len)? };
+        cuda::scale_to_f32(lab.gpu(), sa, 0.3, y.slice(), accumulate)?;
+        let sum = expected(if accumulate { |a, b| b + 0.3 * a } else { |a, _| 0.3 * a });
+        checks.push(compare(name("scale to f32"), &y, &sum, 1e-6)?);
+
+        let y = if accumulate { lab.upload(&b[range.clone()])? } else { lab.poisoned(len)? };
+        let x = wide.slice().range(range.clone());
+        cuda::scale_to_bf16(lab.gpu(), x, 0.3, y.slice(), accumulate)?;
+        checks.push(compare(name("scale to bf16"), &y, &sum, ROUNDED)?);
+    }
     Ok(())
 }

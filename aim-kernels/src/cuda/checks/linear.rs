@@ -2,7 +2,8 @@
 
 use half::bf16;
 
-use super::lab::{Buffer, Check, Lab, compare};
+use super::lab::{Check, Lab, compare};
+use super::matrix::{Matrix, product};
 use crate::cuda::{CudaError, DeviceSlice, gemm};
 use crate::linear::Linear;
 use crate::linear::cuda::{self, Operand, Out};
@@ -45,49 +46,6 @@ fn products(
     forward(lab, checks, shape, gap)?;
     backward_input(lab, checks, shape, gap)?;
     backward_weight(lab, checks, shape, gap)
-}
-
-/// A random matrix. What lies between its rows is NaN, behind the last row is nothing.
-struct Matrix {
-    values: Vec<bf16>,
-    buffer: Buffer<bf16>,
-    stride: usize,
-}
-
-impl Matrix {
-    fn new(lab: &mut Lab, rows: usize, width: usize, gap: usize) -> Result<Self, CudaError> {
-        let stride = width.next_multiple_of(8) + gap;
-        let mut values = lab.normal_bf16(((rows - 1) * stride + width).max(1), 1.0);
-        for row in values.chunks_mut(stride) {
-            let end = width.min(row.len());
-            row[end..].fill(bf16::NAN);
-        }
-        Ok(Self { buffer: lab.upload(&values)?, values, stride })
-    }
-
-    fn operand(&self) -> Operand<'_> {
-        Operand { data: self.buffer.slice(), stride: self.stride }
-    }
-
-    fn at(&self, row: usize, column: usize) -> f64 {
-        f64::from(self.values[row * self.stride + column].to_f32())
-    }
-}
-
-/// `result[i][j] = sum over l of left(i, l) right(l, j)`
-fn product(
-    [rows, columns, inner]: [usize; 3],
-    left: impl Fn(usize, usize) -> f64,
-    right: impl Fn(usize, usize) -> f64,
-) -> Vec<f64> {
-    let mut result = vec![0.0; rows * columns];
-    for (i, row) in result.chunks_mut(columns).enumerate() {
-        for l in 0..inner {
-            let left = left(i, l);
-            row.iter_mut().enumerate().for_each(|(j, sum)| *sum += left * right(l, j));
-        }
-    }
-    result
 }
 
 fn plus(values: &[f64], more: &[bf16]) -> Vec<f64> {
@@ -141,11 +99,18 @@ fn backward_input(
     let expected = product([rows, inputs, outputs], |i, l| dy.at(i, l), |l, j| weight.at(l, j));
     for accumulate in [false, true] {
         let dx = if accumulate { lab.upload(&before)? } else { lab.poisoned(before.len())? };
-        let (gpu, out) = (lab.gpu(), dx.slice());
+        let (gpu, out) = (lab.gpu(), Out::Bf16(dx.slice()));
         cuda::backward_input(gpu, shape, dy.operand(), weight.operand(), out, accumulate)?;
         let expected = if accumulate { plus(&expected, &before) } else { expected.clone() };
         let name = format!("linear backward_input accumulate={accumulate} {shape:?}");
         checks.push(compare(name, &dx, &expected, ROUNDED)?);
+
+        let wide: Vec<f32> = before.iter().map(|v| v.to_f32()).collect();
+        let dx = if accumulate { lab.upload(&wide)? } else { lab.poisoned(before.len())? };
+        let (gpu, out) = (lab.gpu(), Out::F32(dx.slice()));
+        cuda::backward_input(gpu, shape, dy.operand(), weight.operand(), out, accumulate)?;
+        let name = format!("linear backward_input f32 accumulate={accumulate} {shape:?}");
+        checks.push(compare(name, &dx, &expected, SUMMED)?);
     }
     Ok(())
 }
@@ -241,7 +206,7 @@ fn nothing_to_do(lab: &mut Lab, checks: &mut Vec<Check>) -> Result<(), CudaError
     let (gpu, weight) = (lab.gpu(), weight.operand());
     cuda::forward(gpu, shape, x, weight, None, Out::Bf16(none.slice()))?;
     cuda::forward_gelu(gpu, shape, x, weight, none.slice(), none.slice())?;
-    cuda::backward_input(gpu, shape, dy, weight, none.slice(), true)?;
+    cuda::backward_input(gpu, shape, dy, weight, Out::Bf16(none.slice()), true)?;
     cuda::backward_weight(gpu, shape, dy, x, dweight.slice(), 16)?;
     let expected: Vec<_> = before.iter().map(|&value| f64::from(value)).collect();
     checks.push(compare("linear backward_weight without rows", &dweight, &expected, 0.0)?);

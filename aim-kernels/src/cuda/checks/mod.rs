@@ -4,6 +4,7 @@
 //! f64 from exactly the values that the device gets, so that the error it reports is the kernel's own.
 
 mod adamw;
+mod attention_pool;
 mod batch_norm;
 mod bias;
 mod cast;
@@ -14,7 +15,9 @@ mod global_norm;
 mod lab;
 mod layer_norm;
 mod linear;
+mod low_rank;
 mod masters;
+mod matrix;
 mod mean_pool;
 mod patch_embed;
 mod patch_loss;
@@ -35,6 +38,7 @@ pub fn run(lab: &mut Lab, filter: &str) -> Result<Vec<Check>, super::CudaError> 
     type Run = fn(&mut Lab, &mut Vec<Check>) -> Result<(), super::CudaError>;
     let all: &[(&str, Run)] = &[
         ("adamw", adamw::run),
+        ("attention_pool", attention_pool::run),
         ("batch_norm", batch_norm::run),
         ("bias", bias::run),
         ("cast", cast::run),
@@ -44,6 +48,7 @@ pub fn run(lab: &mut Lab, filter: &str) -> Result<Vec<Check>, super::CudaError> 
         ("global_norm", global_norm::run),
         ("layer_norm", layer_norm::run),
         ("linear", linear::run),
+        ("low_rank", low_rank::run),
         ("mean_pool", mean_pool::run),
         ("patch_embed", patch_embed::run),
         ("patch_loss", patch_loss::run),

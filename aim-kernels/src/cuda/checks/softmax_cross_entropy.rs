@@ -20,6 +20,7 @@ pub(super) fn run(lab: &mut Lab, checks: &mut Vec<Check>) -> Result<(), CudaErro
         (shape(2, 21_843, 0.1), 1.0, 0),
     ] {
         check(lab, checks, shape, std, shift)?;
+        soft(lab, checks, shape, std, shift)?;
     }
     ignored(lab, checks)
 }
@@ -60,6 +61,52 @@ fn check(
             true => Shifted::new(lab, shift, &before)?,
         };
         cuda::backward(lab.gpu(), shape, x.slice(), labels.slice(), scale, dx.slice(), accumulate)?;
+        let before = before.iter().map(|&v| if accumulate { f64::from(v) } else { 0.0 });
+        let expected: Vec<f64> = gradients.iter().zip(before).map(|(g, b)| g + b).collect();
+        let name = format!("{name}: gradient, accumulate {accumulate}");
+        checks.push(compare(name, &dx.buffer, &behind(shift, &expected), 1e-5)?);
+    }
+    Ok(())
+}
+
+/// Against shares of the classes that sum to a little more or less than one.
+fn soft(
+    lab: &mut Lab,
+    checks: &mut Vec<Check>,
+    shape: SoftmaxCrossEntropy,
+    std: f64,
+    shift: usize,
+) -> Result<(), CudaError> {
+    let SoftmaxCrossEntropy { rows, classes, .. } = shape;
+    let name = format!("soft_cross_entropy {rows} x {classes} from {shift}, logits of {std}");
+    let values = lab.normal(rows * classes, std);
+    let before = lab.normal(rows * classes, 1e-3);
+    let shares: Vec<f32> =
+        lab.normal(rows * classes, 1.0).iter().map(|v| v.abs() / classes as f32).collect();
+    let scale = 0.25f32;
+    let (mut losses, mut gradients) = (Vec::new(), Vec::new());
+    for (x, t) in values.chunks(classes).zip(shares.chunks(classes)) {
+        let top = x.iter().fold(f64::NEG_INFINITY, |top, &v| top.max(f64::from(v)));
+        let sum: f64 = x.iter().map(|&v| (f64::from(v) - top).exp()).sum();
+        let log_p = |v: f32| f64::from(v) - top - sum.ln();
+        let whole: f64 = t.iter().map(|&t| f64::from(t)).sum();
+        losses.push(-x.iter().zip(t).map(|(&v, &t)| f64::from(t) * log_p(v)).sum::<f64>());
+        let gradient = |(&v, &t): (&f32, &f32)| whole * log_p(v).exp() - f64::from(t);
+        gradients.extend(x.iter().zip(t).map(gradient).map(|g| f64::from(scale) * g));
+    }
+    let x = Shifted::new(lab, shift, &values)?;
+    let targets = Shifted::new(lab, shift, &shares)?;
+    let loss = Shifted::poisoned(lab, shift, rows)?;
+    cuda::forward_soft(lab.gpu(), shape, x.slice(), targets.slice(), loss.slice())?;
+    let expected = behind(shift, &losses);
+    checks.push(compare(format!("{name}: loss"), &loss.buffer, &expected, 2e-6)?);
+    for accumulate in [false, true] {
+        let dx = match accumulate {
+            false => Shifted::poisoned(lab, shift, values.len())?,
+            true => Shifted::new(lab, shift, &before)?,
+        };
+        let (gpu, t) = (lab.gpu(), targets.slice());
+        cuda::backward_soft(gpu, shape, x.slice(), t, scale, dx.slice(), accumulate)?;
         let before = before.iter().map(|&v| if accumulate { f64::from(v) } else { 0.0 });
         let expected: Vec<f64> = gradients.iter().zip(before).map(|(g, b)| g + b).collect();
         let name = format!("{name}: gradient, accumulate {accumulate}");

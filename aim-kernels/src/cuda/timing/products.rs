@@ -120,7 +120,7 @@ impl Layer {
         Case::new(name, self.shape(), parts, move |gpu, sets, n| {
             let dy = Operand { data: sets.get(n, 0), stride };
             let weight = Operand { data: sets.get(n, 1), stride: weight_stride };
-            cuda::backward_input(gpu, kernel, dy, weight, sets.get(n, 2), false)
+            cuda::backward_input(gpu, kernel, dy, weight, Out::Bf16(sets.get(n, 2)), false)
         })
     }
 
