@@ -6,7 +6,8 @@
 Every program decodes each image of the shards, takes a RandomResizedCrop (scale 0.4 to 1) to 224 x 224 with an
 antialiased bicubic filter, flips it with probability 1/2, and normalises it to f32 [3, 224, 224]; OpenCV knows no
 antialiased bicubic and is shown with INTER_AREA, as FFCV resizes. CPU time of one thread, files in memory, in rounds
-that alternate between the programs; the best round counts. What is not installed is left out, and named.
+that alternate between the programs; the best round counts. What is not installed is left out, and named. The last peer
+decodes and does nothing else: no pipeline around that decoder can be faster.
 """
 
 import argparse
@@ -64,6 +65,14 @@ def torchvision_tensor():
     return run
 
 
+def turbo_alone():
+    """What a C decoder leaves for everything else."""
+    import torch
+    from torchvision.io import ImageReadMode, decode_jpeg
+
+    return lambda data: decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB)
+
+
 def opencv_area():
     import cv2
     from torchvision.transforms import RandomResizedCrop
@@ -98,6 +107,7 @@ PEERS = {
     "torchvision, PIL (ImageFolder's usual transform)": torchvision_pil,
     "torchvision v2 on tensors (decode_jpeg)": torchvision_tensor,
     "OpenCV, INTER_AREA": opencv_area,
+    "libjpeg-turbo decoding alone (torchvision.io)": turbo_alone,
 }
 
 

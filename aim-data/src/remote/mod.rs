@@ -107,9 +107,15 @@ impl fmt::Display for RemoteError {
                  and AZURE_STORAGE_ACCOUNT_KEY), or for public data set AWS_SKIP_SIGNATURE=true. \
                  S3 also answers so for a missing object where listing is not allowed"
             }
-            RemoteErrorKind::Misconfigured => {
-                ". Check AWS_REGION, AWS_ENDPOINT and, for an http:// endpoint, AWS_ALLOW_HTTP=true"
-            }
+            RemoteErrorKind::Misconfigured => match self.url.split(':').next() {
+                Some("s3") => {
+                    ". Check AWS_REGION, AWS_ENDPOINT and, for an http:// endpoint, \
+                     AWS_ALLOW_HTTP=true"
+                }
+                Some("gs") => ". Check GOOGLE_SERVICE_ACCOUNT or GOOGLE_APPLICATION_CREDENTIALS",
+                Some("az") => ". Check AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ENDPOINT",
+                _ => ". Check the address; a web server must answer requests for ranges",
+            },
             RemoteErrorKind::Changed => ". Start again to index the new content",
             RemoteErrorKind::Unavailable => "",
         })

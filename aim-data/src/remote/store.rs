@@ -20,6 +20,11 @@ const MAX_LISTED: usize = 2_000_000;
 /// Objects looked at side by side.
 const PARALLEL_HEADS: usize = 16;
 
+/// An `ETag` as a header has it: Azure's listings leave out the quotes that its answers have.
+fn quoted(tag: String) -> String {
+    if tag.ends_with('"') { tag } else { format!("\"{tag}\"") }
+}
+
 /// An object as it was when it was first looked at.
 #[derive(Debug)]
 pub(super) struct Object {
@@ -37,7 +42,7 @@ pub(super) struct Object {
 impl Object {
     fn new(url: String, store: Arc<dyn ObjectStore>, meta: ObjectMeta) -> Self {
         let mut hash = blake3::Hasher::new();
-        let (etag, modified) = (meta.e_tag, meta.last_modified.timestamp());
+        let (etag, modified) = (meta.e_tag.map(quoted), meta.last_modified.timestamp());
         for part in [&url, etag.as_ref().unwrap_or(&modified.to_string())] {
             hash.update(&(part.len() as u64).to_le_bytes());
             hash.update(part.as_bytes());
@@ -59,8 +64,8 @@ impl Object {
 
     /// Refuses an answer about another version of the object.
     fn same_version(&self, meta: &ObjectMeta) -> Result<(), Failure> {
-        let found = match (&self.etag, &meta.e_tag) {
-            (Some(then), Some(now)) if then != now => format!("its ETag was {then} and is {now}"),
+        let found = match (&self.etag, meta.e_tag.clone().map(quoted)) {
+            (Some(then), Some(now)) if *then != now => format!("its ETag was {then} and is {now}"),
             _ if meta.size != self.size => {
                 format!("it had {} bytes and has {}", self.size, meta.size)
             }

@@ -148,8 +148,8 @@ fn serve(mut stream: TcpStream, state: &Mutex<State>, stop: &AtomicBool) -> std:
             }
         }
         let (path, query) = target.split_once('?').unwrap_or((&target, ""));
-        let path = path.replace("%20", " ");
-        let listing = query.contains("list-type=2");
+        let path = decoded(path);
+        let listing = query.contains("list-type=2") || query.contains("comp=list");
         let path = if listing { format!("?{}", parameter(query, "prefix")) } else { path };
         let (fault, object, keys) = {
             let mut state = state.lock().unwrap();
@@ -157,8 +157,11 @@ fn serve(mut stream: TcpStream, state: &Mutex<State>, stop: &AtomicBool) -> std:
             let request = Request { number, head, path: path.clone(), range: range.clone() };
             let fault = (state.script)(&request);
             state.log.push(request);
-            let keys: Vec<(String, usize)> =
-                state.objects.iter().map(|(key, (bytes, _))| (key.clone(), bytes.len())).collect();
+            let keys: Vec<Listed> = state
+                .objects
+                .iter()
+                .map(|(key, (bytes, tag))| (key.clone(), bytes.len(), tag.clone()))
+                .collect();
             (fault, state.objects.get(&path).cloned(), keys)
         };
         match fault {
@@ -266,28 +269,61 @@ fn answer(
 fn parameter(query: &str, name: &str) -> String {
     let mut parts = query.split('&').filter_map(|part| part.split_once('='));
     let value = parts.find(|(found, _)| *found == name).map_or("", |(_, value)| value);
-    value.replace("%2F", "/").replace("%20", " ")
+    decoded(value)
 }
 
-/// One page of a listing of `bucket?query`.
-fn list(keys: &[(String, usize)], target: &str, query: &str) -> String {
+/// Without percent encoding: Google's client encodes even dots.
+fn decoded(text: &str) -> String {
+    let mut parts = text.split('%');
+    let mut out = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        out.push(char::from(u8::from_str_radix(&part[..2], 16).unwrap()));
+        out += &part[2..];
+    }
+    out
+}
+
+/// Key, size and tag.
+type Listed = (String, usize, String);
+
+/// One page of a listing of `bucket?query`, as S3 and Google write it, or Azure, which leaves out the tags' quotes.
+fn list(keys: &[Listed], target: &str, query: &str) -> String {
     let bucket = format!("{}/", target.split('?').next().unwrap().trim_end_matches('/'));
-    let (prefix, after) = (parameter(query, "prefix"), parameter(query, "continuation-token"));
+    let azure = query.contains("comp=list");
+    let token = if azure { "marker" } else { "continuation-token" };
+    let (prefix, after) = (parameter(query, "prefix"), parameter(query, token));
     let mut found = keys
         .iter()
-        .filter_map(|(key, size)| Some((key.strip_prefix(&bucket)?, size)))
-        .filter(|(key, _)| key.starts_with(&prefix) && *key > after.as_str());
+        .filter_map(|(key, size, tag)| Some((key.strip_prefix(&bucket)?, size, tag)))
+        .filter(|(key, ..)| key.starts_with(&prefix) && *key > after.as_str());
     let page: Vec<_> = found.by_ref().take(PAGE).collect();
     let more = found.next().is_some();
-    let mut body = format!("<ListBucketResult><IsTruncated>{more}</IsTruncated>");
-    for (key, size) in &page {
-        body += &format!(
-            "<Contents><Key>{key}</Key><Size>{size}</Size>\
-             <LastModified>2025-07-01T10:00:00.000Z</LastModified></Contents>"
+    let next = page.last().filter(|_| more).map_or("", |(last, ..)| last);
+    if azure {
+        let blob = |(key, size, tag): &(&str, &usize, &String)| {
+            format!(
+                "<Blob><Name>{key}</Name><Properties><Content-Length>{size}</Content-Length>\
+                 <Last-Modified>Tue, 01 Jul 2025 10:00:00 GMT</Last-Modified>\
+                 <Content-Type>application/x-tar</Content-Type><Etag>{}</Etag></Properties></Blob>",
+                tag.trim_matches('"')
+            )
+        };
+        let blobs: String = page.iter().map(blob).collect();
+        return format!(
+            "<EnumerationResults><Blobs>{blobs}</Blobs><NextMarker>{next}</NextMarker>\
+             </EnumerationResults>"
         );
     }
-    if let (true, Some((last, _))) = (more, page.last()) {
-        body += &format!("<NextContinuationToken>{last}</NextContinuationToken>");
-    }
-    body + "</ListBucketResult>"
+    let object = |(key, size, tag): &(&str, &usize, &String)| {
+        format!(
+            "<Contents><Key>{key}</Key><Size>{size}</Size><ETag>{tag}</ETag>\
+             <LastModified>2025-07-01T10:00:00.000Z</LastModified></Contents>"
+        )
+    };
+    let objects: String = page.iter().map(object).collect();
+    let next = match next {
+        "" => String::new(),
+        next => format!("<NextContinuationToken>{next}</NextContinuationToken>"),
+    };
+    format!("<ListBucketResult><IsTruncated>{more}</IsTruncated>{objects}{next}</ListBucketResult>")
 }
