@@ -340,3 +340,29 @@ fn containers_that_cannot_be_used_are_errors_that_name_the_place() {
         assert!(text.contains(name) && text.contains(what), "{name}: {text}");
     }
 }
+
+/// `BAD_FILES.md` lists all of them; `AIM_WRITE_TABLES=1 cargo test -p aim-data --test bad_files` writes it anew.
+#[test]
+fn the_table_lists_every_kind() {
+    let mut table = String::from(
+        "# Files that are not what they should be\n\n\
+         What becomes of each kind, as `tests/bad_files.rs` makes and checks it. Nothing here ends a run by itself: \
+         what is left out is\ncounted and named in `skipped.jsonl`, and only too large a share of it stops. Containers \
+         are opened before a run starts.\n\n| file | outcome |\n|---|---|\n",
+    );
+    for (name, _, outcome) in all() {
+        table += &match outcome {
+            Good(width, height) => format!("| {name} | decoded, {width} x {height} |\n"),
+            Bad(kind) => format!("| {name} | left out: {kind} |\n"),
+        };
+    }
+    table += "\n| container | error that names it and says |\n|---|---|\n";
+    for (name, _, what) in containers() {
+        table += &format!("| `{name}` | {what} |\n");
+    }
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("BAD_FILES.md");
+    if std::env::var_os("AIM_WRITE_TABLES").is_some() {
+        fs::write(&path, &table).unwrap();
+    }
+    assert_eq!(fs::read_to_string(&path).unwrap(), table);
+}
