@@ -1,10 +1,11 @@
 //! Shards read over the network: the same samples in the same order as from disk, whatever the
 //! server does, or an error that names what could not be had. Only loopback is ever contacted.
 #![cfg(feature = "object-store")]
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
 
-mod by_hand;
 mod cache;
+mod complete;
+mod proxy;
 mod server;
 
 use std::fs;

@@ -1,7 +1,7 @@
 //! A small S3 and web server on loopback that misbehaves as a script says.
 //!
 //! It speaks as much HTTP/1.1 as reading shards takes: GET with a range and `If-Match`, HEAD, and
-//! `ListObjectsV2` in pages. It checks no signatures; `by_hand.rs` is for a complete server.
+//! `ListObjectsV2` in pages. It checks no signatures; `complete.rs` has a complete server.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};

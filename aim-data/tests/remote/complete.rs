@@ -1,18 +1,52 @@
-//! The same against a complete S3 server: `pip install 'moto[server]'`, then
-//!
-//! ```text
-//! moto_server -H 127.0.0.1 -p 5555 &
-//! AIM_TEST_S3_PORT=5555 cargo test -p aim-data --features object-store --test remote -- --ignored
-//! ```
+//! The same against a complete S3 server: moto (`pip install 'moto[server]'`), where its `moto_server` is found.
 
 use std::fs;
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{TcpListener, TcpStream};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use aim_data::remote::{RemoteErrorKind, RemoteOptions};
 use aim_data::source::Source;
 
+use crate::proxy::Proxy;
 use crate::{Setup, assert_same, epoch, refused};
+
+/// A server that ends with the test.
+struct Moto {
+    process: Child,
+    port: u16,
+}
+
+impl Moto {
+    /// Starts it; `None`, with the reason printed, where there is none.
+    fn start() -> Option<Self> {
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let mut command = Command::new("moto_server");
+        command.args(["-H", "127.0.0.1", "-p", &port.to_string()]);
+        let process = match command.stdout(Stdio::null()).stderr(Stdio::null()).spawn() {
+            Ok(process) => process,
+            Err(error) => {
+                println!("skipped: moto_server: {error}");
+                return None;
+            }
+        };
+        let this = Self { process, port };
+        let started = Instant::now();
+        while TcpStream::connect(("127.0.0.1", port)).is_err() {
+            assert!(started.elapsed() < Duration::from_secs(60), "moto_server does not listen");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        Some(this)
+    }
+}
+
+impl Drop for Moto {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
 
 /// Puts an object, or makes a bucket; moto asks for no signature.
 fn put(port: u16, path: &str, body: &[u8]) {
@@ -27,9 +61,9 @@ fn put(port: u16, path: &str, body: &[u8]) {
 }
 
 #[test]
-#[ignore = "needs a server: see the head of the file"]
 fn a_complete_server_gives_what_the_disk_gives() {
-    let port: u16 = std::env::var("AIM_TEST_S3_PORT").unwrap().parse().unwrap();
+    let Some(moto) = Moto::start() else { return };
+    let port = moto.port;
     let setup = Setup::new();
     put(port, "bucket", b"");
     for entry in fs::read_dir(setup.dir.path()).unwrap() {
@@ -39,7 +73,6 @@ fn a_complete_server_gives_what_the_disk_gives() {
     }
     let mut options = setup.options();
     options.settings[0].1 = format!("http://127.0.0.1:{port}");
-    options.stall_timeout = std::time::Duration::from_secs(10);
     let local = setup.local();
     for pattern in ["s3://bucket/train/{00..03}.tar", "s3://bucket/train/", "s3://bucket/t*/0?.tar"]
     {
@@ -56,6 +89,12 @@ fn a_complete_server_gives_what_the_disk_gives() {
         let source = setup.open("s3://bucket/train/{00..03}.tar", &options).unwrap();
         assert!(epoch(source, 3).unwrap() == expected);
     }
+    let proxy = Proxy::start(port);
+    let mut spoiled = RemoteOptions { memory_bytes: 32 << 10, ..options.clone() };
+    spoiled.settings[0].1 = format!("http://127.0.0.1:{}", proxy.port);
+    let source = setup.open("s3://bucket/train/{00..03}.tar", &spoiled).unwrap();
+    assert!(epoch(source, 3).unwrap() == expected);
+    assert!(proxy.requests() > 40, "{} requests", proxy.requests());
     for (pattern, word) in [
         ("s3://bucket/train/04.tar", "NoSuchKey"),
         ("s3://no-such-bucket/train/04.tar", "NoSuchBucket"),
