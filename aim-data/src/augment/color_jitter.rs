@@ -94,30 +94,6 @@ pub(super) fn apply(changes: &Changes, pixels: &mut [u8]) {
     }
 }
 
-/// What becomes of each value when it is blended with the same gray.
-pub(super) fn table(gray: u8, factor: f32) -> [u8; 256] {
-    std::array::from_fn(|value| blend(gray, value as u8, factor))
-}
-
-pub(super) fn look_up(pixels: &mut [[u8; 3]], table: &[u8; 256]) {
-    for value in pixels.as_flattened_mut() {
-        *value = table[usize::from(*value)];
-    }
-}
-
-/// Pillow's `blend`: from `base` (factor 0) over `value` (1) and on, cut off and truncated.
-pub(super) fn blend(base: u8, value: u8, factor: f32) -> u8 {
-    let difference = f32::from(value) - f32::from(base);
-    // Conversion saturates.
-    (f32::from(base) + factor * difference) as u8
-}
-
-/// Pillow's "L".
-pub(super) fn luma(&[red, green, blue]: &[u8; 3]) -> u8 {
-    let [red, green, blue] = [red, green, blue].map(u32::from);
-    ((red * 19_595 + green * 38_470 + blue * 7_471 + 0x8000) >> 16) as u8
-}
-
 /// Pillow's "HSV", each on 0 to 255.
 fn to_hsv([red, green, blue]: [u8; 3]) -> [u8; 3] {
     let most = red.max(green).max(blue);

@@ -1,8 +1,6 @@
 //! Changes of colour that look at no neighbouring pixel, and sharpness: Pillow's `ImageOps` and
 //! `ImageEnhance`, to the byte.
 
-use super::color_jitter::{blend, look_up, luma, table};
-
 /// Three tables, one for each channel.
 type Tables = [[u8; 256]; 3];
 
@@ -120,6 +118,30 @@ pub(super) fn sharpness(pixels: &mut [u8], width: usize, factor: f32, scratch: &
             *out = blend(sum as u8, at[place + 3], factor);
         }
     }
+}
+
+/// What becomes of each value when it is blended with the same gray.
+fn table(gray: u8, factor: f32) -> [u8; 256] {
+    std::array::from_fn(|value| blend(gray, value as u8, factor))
+}
+
+fn look_up(pixels: &mut [[u8; 3]], table: &[u8; 256]) {
+    for value in pixels.as_flattened_mut() {
+        *value = table[usize::from(*value)];
+    }
+}
+
+/// Pillow's `blend`: from `base` (factor 0) over `value` (1) and on, cut off and truncated.
+fn blend(base: u8, value: u8, factor: f32) -> u8 {
+    let difference = f32::from(value) - f32::from(base);
+    // Conversion saturates.
+    (f32::from(base) + factor * difference) as u8
+}
+
+/// Pillow's "L".
+fn luma(&[red, green, blue]: &[u8; 3]) -> u8 {
+    let [red, green, blue] = [red, green, blue].map(u32::from);
+    ((red * 19_595 + green * 38_470 + blue * 7_471 + 0x8000) >> 16) as u8
 }
 
 const IDENTITY: [u8; 256] = {

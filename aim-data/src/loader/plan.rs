@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::LoaderOptions;
 use super::batch::{Batch, Images, Layout};
-use super::skipped::Skipped;
+use super::skipped::{NAMED_DEFECTS, Skipped};
 use crate::augment::{AugmentKey, Preprocessor};
 use crate::decode::DecodeLimits;
 use crate::error::{Defect, DefectKind, Error, Result};
@@ -16,8 +16,6 @@ use crate::source::{Payload, SampleFormat, Source};
 const CHUNK: usize = 16;
 /// Candidates tried for one place in a batch before giving up.
 const MAX_TRIES: u64 = 100;
-/// Defects named in an error.
-pub(super) const NAMED_DEFECTS: usize = 5;
 
 /// The order of samples.
 #[derive(Debug, Clone, Copy)]

@@ -2,8 +2,10 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use super::plan::NAMED_DEFECTS;
 use crate::error::{Defect, DefectKind, Error, Result};
+
+/// Defects named in an error.
+pub(super) const NAMED_DEFECTS: usize = 5;
 
 /// Samples whose defects are remembered so that each is reported once.
 const MAX_REMEMBERED: usize = 100_000;
