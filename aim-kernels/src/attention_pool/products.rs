@@ -10,7 +10,7 @@ use std::marker::PhantomData;
 use super::vector::{Avx2, Avx512};
 use super::vector::{Portable, Vector};
 use crate::cpu::pool::Disjoint;
-use crate::cpu::simd::{Isa, LANES, fold, isa};
+use crate::cpu::simd::{Isa, LANES, isa};
 
 /// Values of a row that one pass of [`scores`] covers: four rows of each side stay in the first-level cache.
 const DEPTH: usize = 512;
@@ -243,11 +243,15 @@ impl Tile<'_> {
                 }
             }
             for (r, sums) in sums.iter().enumerate() {
-                for (t, sum) in sums.iter().enumerate() {
-                    let mut lanes = [0.0; LANES];
-                    sum.store(lanes.as_mut_ptr());
-                    let value = fold(lanes, |a, b| a + b);
-                    let place = &mut s[(self.row + r) * self.tokens + self.token + t];
+                let start = (self.row + r) * self.tokens + self.token;
+                let places = &mut s[start..start + T];
+                let mut values = [0.0; T];
+                if let (Some(four), Some(values)) = (sums.first_chunk(), values.first_chunk_mut()) {
+                    *values = V::sums(*four);
+                } else {
+                    values.iter_mut().zip(sums).for_each(|(value, sum)| *value = sum.sum());
+                }
+                for (place, value) in places.iter_mut().zip(values) {
                     *place = if self.first == 0 { value } else { *place + value };
                 }
             }

@@ -8,9 +8,14 @@ use crate::attention_pool::cuda::{self, WeightGradients, Weights};
 use crate::cuda::CudaError;
 
 pub(super) fn run(lab: &mut Lab, checks: &mut Vec<Check>) -> Result<(), CudaError> {
-    for (batch, tokens, queries, heads, head_dim) in
-        [(1, 1, 1, 1, 1), (2, 5, 1, 3, 4), (9, 33, 1, 2, 20), (3, 50, 3, 5, 8), (2, 70, 2, 4, 67)]
-    {
+    for (batch, tokens, queries, heads, head_dim) in [
+        (1, 1, 1, 1, 1),
+        (2, 5, 1, 3, 4),
+        (9, 33, 1, 2, 20),
+        (3, 50, 3, 5, 8),
+        (2, 70, 2, 4, 67),
+        (2, 20, 3, 12, 4),
+    ] {
         check(lab, checks, AttentionPool { batch, tokens, queries, heads, head_dim })?;
     }
     Ok(())
