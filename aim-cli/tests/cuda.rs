@@ -157,6 +157,10 @@ fn adapters_train_on_cuda_and_a_resumed_run_has_the_same_bits() {
     for name in ["adapter_model.safetensors", "head.safetensors"] {
         assert_eq!(fs::read(again.join(name)).unwrap(), fs::read(whole.join(name)).unwrap());
     }
+    let mut narrow = aim();
+    narrow.args(["finetune", "--train", data, "--val", data, "--lora-rank", "4", "--checkpoint"]);
+    narrow.arg(&base).args(["--device", "cuda", "--out"]).arg(dir.path().join("narrow"));
+    refused(&mut emulated(narrow).unwrap(), 1, &["lora-rank = 4", "a multiple of 8"]);
     let mut command = aim();
     command.args(["finetune", "eval", "--json", "--device", "cuda", "--data", data]);
     command.arg("--checkpoint").arg(&base).arg("--adapter").arg(&whole);

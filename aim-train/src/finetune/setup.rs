@@ -116,6 +116,7 @@ impl Finetuner {
         let classes = classes(&train, &val)?;
         let config = FinetuneConfig { model: base.model.clone(), lora, layers, classes };
         let model = FinetuneModel::new(config)?;
+        check_widths(&model, &device)?;
         let mut params = base.parameters(&model)?;
         let info = AdapterInfo {
             format_version: AdapterInfo::version(),
@@ -222,6 +223,25 @@ impl Finetuner {
             settings,
             _lock: lock,
         })
+    }
+}
+
+/// A GPU's products read rows of 16 bytes: adapters of other widths are refused under the name that the user knows.
+fn check_widths(model: &FinetuneModel, device: &Device) -> Result<(), TrainError> {
+    let odd = model.layout().iter().find(|p| {
+        p.spec.name.ends_with(".lora_A.weight") && !p.spec.shape.rows().is_multiple_of(8)
+    });
+    match odd {
+        Some(param) if device.gpu().is_some() => Err(TrainError::BadSetting {
+            key: "lora-rank",
+            value: model.config().lora.rank.to_string(),
+            expected: format!(
+                "a multiple of 8 on a GPU, or --device cpu: {} has {} rows",
+                param.spec.name,
+                param.spec.shape.rows()
+            ),
+        }),
+        _ => Ok(()),
     }
 }
 
