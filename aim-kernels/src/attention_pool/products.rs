@@ -160,6 +160,8 @@ vector_dispatch! {
     fn scores(a: Rows<'_>, x: &[f32], s: &mut [f32]) = scores_body;
 }
 
+/// # Safety
+/// The machine has the instructions of `V`.
 #[inline(always)]
 unsafe fn scores_body<V: Vector>(a: Rows<'_>, x: &[f32], s: &mut [f32]) {
     let (rows, dim) = (a.count, a.len);
@@ -205,6 +207,8 @@ struct Tile<'a> {
 }
 
 impl Tile<'_> {
+    /// # Safety
+    /// As [`scores_body`]; `R` rows and `T` tokens from here exist, and `depth` values from `first`.
     #[inline(always)]
     unsafe fn dot<V: Vector, const R: usize, const T: usize>(&self, s: &mut [f32]) {
         // SAFETY: the caller's promise: `R` rows and `T` tokens from here exist, and `depth` values from `first`.
@@ -264,6 +268,8 @@ vector_dispatch! {
     fn mix(p: &[f32], x: &[f32], accumulate: bool, out: RowsMut<'_>) = mix_body;
 }
 
+/// # Safety
+/// The machine has the instructions of `V`.
 #[inline(always)]
 unsafe fn mix_body<V: Vector>(p: &[f32], x: &[f32], accumulate: bool, out: RowsMut<'_>) {
     let (rows, dim) = (out.count, out.len);
@@ -315,6 +321,8 @@ struct Strip<'a> {
 }
 
 impl Strip<'_> {
+    /// # Safety
+    /// As [`mix_body`]; `R` rows and `C` times 16 columns from here exist.
     #[inline(always)]
     unsafe fn mix<V: Vector, const R: usize, const C: usize>(&self) {
         // SAFETY: the caller's promise: `R` rows and `C` times 16 columns from here exist.
@@ -351,6 +359,9 @@ impl Strip<'_> {
     }
 
     /// One row of fewer than 16 columns: only widths that are no multiple of 16 have them.
+    ///
+    /// # Safety
+    /// As [`mix_body`]; the row and `width` columns from here exist.
     #[inline(always)]
     unsafe fn mix_narrow<V: Vector>(&self, row: usize, width: usize) {
         // SAFETY: as above.
